@@ -1,0 +1,345 @@
+package log
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/transparency-dev/merkle/rfc6962"
+
+	"github.com/attestry/attestry/internal/fault"
+)
+
+// pending is a submission on its way. done is closed when receipt and err are final.
+type pending struct {
+	sub      Submission
+	received time.Time
+	index    uint64
+	done     chan struct{}
+	receipt  Receipt
+	err      error
+}
+
+var errRecovering = fault.New(fault.Unavailable, "log_recovering", nil,
+	"the log is reading back what it stored after a fault; the entry may or may not be in it, try again")
+
+// Add returns once the entry stands durably in a signed tree. The same identity is one leaf, however
+// often and from however many goroutines it is added: all but the first get Duplicate.
+// Errors: fault.Overloaded when too many entries wait, fault.Unavailable while the log
+// recovers, shuts down or has halted, fault.TooLarge over MaxEntry; ctx.Err() when the caller
+// leaves, though the entry may still be added.
+func (l *Log) Add(ctx context.Context, sub Submission) (Receipt, error) {
+	if len(sub.Data) > MaxEntry {
+		return Receipt{}, fault.New(fault.TooLarge, "entry_too_large", nil,
+			"the canonical entry has %d bytes, the log takes at most %d", len(sub.Data), MaxEntry)
+	}
+	p, first, err := l.join(sub)
+	if err != nil {
+		return Receipt{}, err
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return Receipt{}, ctx.Err()
+	}
+	receipt := p.receipt
+	receipt.Duplicate = receipt.Duplicate || !first
+	return receipt, p.err
+}
+
+// join queues sub, or finds the same identity in flight (step 0).
+func (l *Log) join(sub Submission) (p *pending, first bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.inFlight[sub.Identity]; p != nil {
+		return p, false, nil
+	}
+	if l.stopped != nil {
+		return nil, false, l.stopped
+	}
+	p = &pending{sub: sub, received: l.opts.Now(), done: make(chan struct{})}
+	select {
+	case l.queue <- p:
+	default:
+		return nil, false, fault.New(fault.Overloaded, "queue_full", nil, "%d entries wait already; try again", maxQueue)
+	}
+	l.inFlight[sub.Identity] = p
+	return p, true, nil
+}
+
+// run appends until ctx ends. After a fault it recovers, with growing pauses, and goes on.
+func (l *Log) run(ctx context.Context) {
+	defer close(l.done)
+	for {
+		err := l.pump(ctx)
+		if err == nil { // ctx ended and everything in flight was answered
+			return
+		}
+		for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+			l.metrics.faults.Inc()
+			var halted *haltError
+			if errors.As(err, &halted) {
+				l.opts.Logger.Error("the log halted; it will not sign again before an operator has looked", "err", err)
+				l.stop(&haltError{fault.New(fault.Unavailable, "log_halted", err, "the log has halted and takes no entries")})
+				l.failAll()
+				<-ctx.Done()
+				return
+			}
+			l.opts.Logger.Error("an append failed; reading back what is stored", "err", err)
+			l.stop(errRecovering)
+			l.failAll()
+			if err = l.recover(ctx); err == nil {
+				break
+			}
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				l.failAll()
+				return
+			}
+		}
+	}
+}
+
+// pump moves entries through the protocol: this goroutine appends (steps 1 to 3), a second one
+// seals (4 to 7), so that one batch is integrated while the one before it is sealed. It
+// returns nil when ctx ended and the queue is empty, else the first error of either.
+func (l *Log) pump(ctx context.Context) error {
+	integrated := make(chan []*pending)
+	failed := make(chan error, 1)
+	ended := make(chan struct{})
+	go func() { // ends when integrated is closed, or at its first error
+		defer close(ended)
+		for batch := range integrated {
+			if err := l.seal(context.WithoutCancel(ctx), batch); err != nil {
+				failed <- err
+				return
+			}
+		}
+	}()
+	finish := func(err error) error {
+		close(integrated)
+		<-ended
+		select {
+		case sealErr := <-failed:
+			return errors.Join(sealErr, err)
+		default:
+			return err
+		}
+	}
+	for {
+		batch := l.collect(ctx, ended)
+		if batch == nil {
+			return finish(nil)
+		}
+		batch, err := l.integrate(context.WithoutCancel(ctx), batch)
+		if err != nil {
+			return finish(err)
+		}
+		if len(batch) == 0 {
+			continue
+		}
+		select {
+		case integrated <- batch:
+		case <-ended:
+			return finish(nil)
+		}
+	}
+}
+
+// collect waits for one entry and takes what else is queued. It returns nil once ctx has ended and the queue
+// is empty, or when the sealing side has ended.
+func (l *Log) collect(ctx context.Context, ended <-chan struct{}) []*pending {
+	var batch []*pending
+	select {
+	case p := <-l.queue:
+		batch = append(batch, p)
+	case <-ctx.Done():
+	case <-ended:
+		return nil
+	}
+	for len(batch) < MaxBatch {
+		select {
+		case p := <-l.queue:
+			batch = append(batch, p)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// integrate answers duplicates, reserves (1) and appends (2, 3) the rest, and returns it with indexes, in their order.
+func (l *Log) integrate(ctx context.Context, batch []*pending) ([]*pending, error) {
+	start := time.Now()
+	var fresh []*pending
+	var reserved []row
+	for _, p := range batch {
+		index, integrated, found, err := l.rows.find(ctx, p.sub.Identity)
+		if err != nil {
+			return nil, err
+		}
+		if found {
+			if err := l.answerDuplicate(p, index, integrated); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		fresh = append(fresh, p)
+		if len(p.sub.Keys) > 0 {
+			reserved = append(reserved, row{identity: p.sub.Identity, integrated: p.received.Unix(), keys: p.sub.Keys})
+		}
+	}
+	if len(fresh) == 0 {
+		return nil, nil
+	}
+	if len(reserved) > 0 {
+		if err := l.rows.reserve(ctx, reserved); err != nil {
+			return nil, err
+		}
+	}
+	l.metrics.step("reserve", start)
+	start = time.Now()
+	subs := make([]Submission, len(fresh))
+	for i, p := range fresh {
+		subs[i] = p.sub
+	}
+	indexes, err := l.opts.Tree.Append(ctx, subs)
+	if err != nil {
+		return nil, err
+	}
+	for i, p := range fresh {
+		p.index = indexes[i]
+	}
+	slices.SortFunc(fresh, func(a, b *pending) int { return int(int64(a.index) - int64(b.index)) })
+	l.metrics.step("integrate", start)
+	l.metrics.batch.Observe(float64(len(fresh)))
+	return fresh, nil
+}
+
+// answerDuplicate answers from the row. An entry leaves flight only after its seal, so whoever finds its row
+// here finds it in the signed tree.
+func (l *Log) answerDuplicate(p *pending, index uint64, integrated int64) error {
+	cp := l.Checkpoint()
+	if index >= cp.Size {
+		return fmt.Errorf("a row names index %d, the signed size is %d", index, cp.Size)
+	}
+	p.receipt = l.receipt(index, integrated)
+	p.receipt.Duplicate, p.receipt.Checkpoint = true, cp
+	l.forget([]*pending{p})
+	close(p.done)
+	return nil
+}
+
+// seal takes an integrated batch through steps 4 to 7.
+func (l *Log) seal(ctx context.Context, batch []*pending) error {
+	start := time.Now()
+	size := batch[len(batch)-1].index + 1
+	if l.extent.End()+uint64(len(batch)) != size {
+		return &haltError{fmt.Errorf("%d entries were integrated up to size %d over a sealed size of %d: another writer adds to this tree",
+			len(batch), size, l.extent.End())}
+	}
+	done := make([]row, len(batch))
+	for i, p := range batch {
+		done[i] = row{identity: p.sub.Identity, index: p.index}
+		leafHash := p.sub.Identity[:]
+		switch l.opts.Kind {
+		case Rekor1:
+			done[i].integrated = l.opts.Now().Unix()
+		case CT:
+			leafHash = p.sub.CT.MerkleLeafHash(p.index)
+			done[i].integrated, done[i].leafHash = int64(p.sub.CT.Timestamp), leafHash
+		}
+		if l.opts.Kind == Rekor2 {
+			leafHash = rfc6962.DefaultHasher.HashLeaf(p.sub.Data)
+		}
+		if err := l.extent.Append(leafHash, nil); err != nil {
+			return fmt.Errorf("hashing leaf %d: %w", p.index, err)
+		}
+	}
+	// Step 4. A SET speaks of the time, so the time is durable before anything is signed; and who
+	// follows the log reads the rows of whatever is signed.
+	if err := l.rows.complete(ctx, done); err != nil {
+		return err
+	}
+	l.metrics.step("time", start)
+	start = time.Now()
+	cp, err := l.commit(ctx, size)
+	if err != nil {
+		return err
+	}
+	l.metrics.step("fence", start)
+	l.publish(cp)
+	l.forget(batch)
+	for i, p := range batch {
+		p.receipt = l.receipt(p.index, done[i].integrated)
+		p.receipt.Checkpoint = cp
+		close(p.done)
+	}
+	return nil
+}
+
+// commit takes the tree of l.extent through the fence and signs it (steps 5 and 6).
+func (l *Log) commit(ctx context.Context, size uint64) (*Checkpoint, error) {
+	want, err := rootOf(l.extent)
+	if err != nil {
+		return nil, err
+	}
+	v := newView(l.opts.Tree, l.tiles, size)
+	root, err := v.root(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if root != want {
+		return nil, &haltError{fmt.Errorf("the tiles at size %d have root %x, the leaves %x", size, root, want)}
+	}
+	if err := l.key.advance(ctx, Record{Size: size, Root: root, Promised: max(size, l.key.record().Promised)}); err != nil {
+		return nil, err
+	}
+	now := l.opts.Now()
+	note, err := l.key.checkpoint(now)
+	if err != nil {
+		return nil, err
+	}
+	return &Checkpoint{Size: size, Root: root, Note: note, Time: now, view: v}, nil
+}
+
+func (l *Log) receipt(index uint64, integrated int64) Receipt {
+	r := Receipt{Index: index}
+	switch l.opts.Kind {
+	case Rekor1:
+		r.IntegratedUnix = integrated
+	case CT:
+		r.TimestampMillis = uint64(integrated)
+	}
+	return r
+}
+
+func (l *Log) forget(batch []*pending) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range batch {
+		delete(l.inFlight, p.sub.Identity)
+	}
+}
+
+// failAll answers everything in flight with the reason why the log stopped.
+func (l *Log) failAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		select {
+		case <-l.queue:
+			continue
+		default:
+		}
+		break
+	}
+	for id, p := range l.inFlight {
+		delete(l.inFlight, id)
+		p.err = l.stopped
+		close(p.done)
+	}
+}

@@ -1,0 +1,232 @@
+// Package log is a Merkle log that cannot fork: submit, prove, publish. A Log is one tree under one
+// key; Rekor v1, Rekor v2 and CT are the same log with different leaves and signatures.
+//
+// The order of side effects, and what a crash after each leaves, is docs/design.md section 7:
+// reserve, add, integrate, time, fence, sign, answer. append.go walks it, recover.go mends it.
+package log
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/transparency-dev/merkle/compact"
+
+	"github.com/attestry/attestry/internal/fault"
+)
+
+// Tree stores the leaves and hash tiles of one log. Its methods may be called concurrently,
+// Append by one goroutine at a time.
+type Tree interface {
+	// Append puts the batch behind all leaves there are, in its order, and returns the index of
+	// each. On return leaves and hashes are durable and Size counts them. After an error any
+	// part of the batch may have been added: read Size.
+	Append(ctx context.Context, batch []Submission) (indexes []uint64, err error)
+	// Size returns how many leaves are durable and integrated.
+	Size(ctx context.Context) (uint64, error)
+	// Tile returns the hash tile at level and index, at least width hashes of it (0 means 256)
+	// of 32 bytes each. os.ErrNotExist when there is none.
+	Tile(ctx context.Context, level, index uint64, width uint8) ([]byte, error)
+	// Bundle returns the entry bundle at index with at least width entries (0 means 256).
+	Bundle(ctx context.Context, index uint64, width uint8) ([]byte, error)
+}
+
+// Options are a log's parts. The log does not own Tree, Key and Fence.
+type Options struct {
+	Kind   Kind
+	Label  string        // names the log in log lines and metrics: "rekor1", "ct"
+	Origin string        // first line of checkpoints
+	Name   string        // signature line's name; for Rekor the host of the base URL
+	TreeID int64         // Rekor v1 only, positive
+	Dir    string        // directory of entries.db and of evidence
+	Tree   Tree          // a tiles.Tree
+	Key    crypto.Signer // reached through the fence alone
+	Fence  Fence
+	Logger *slog.Logger
+	// Registerer takes the log's metrics; nil for none.
+	Registerer prometheus.Registerer
+	// Now is the clock of integratedTime and tree heads; nil for time.Now.
+	Now func() time.Time
+}
+
+const (
+	// MaxBatch is how many entries one integration takes at most.
+	MaxBatch = 1024
+	// maxQueue is how many entries may wait for a batch before submitters get a 503.
+	maxQueue = 4096
+)
+
+// Checkpoint is a signed tree.
+type Checkpoint struct {
+	Size uint64
+	Root [32]byte
+	Note []byte // signed note (c2sp.org/tlog-checkpoint)
+	Time time.Time
+
+	view *view
+}
+
+// Receipt says where an entry is. Proofs for it come from the checkpoint's tree.
+type Receipt struct {
+	Index           uint64
+	IntegratedUnix  int64  // Rekor v1, seconds
+	TimestampMillis uint64 // CT, the timestamp in the leaf
+	Duplicate       bool   // it was there before this submission
+	Checkpoint      *Checkpoint
+}
+
+// Log is one log. Its methods may be called concurrently.
+type Log struct {
+	opts    Options
+	key     *fencedKey
+	rows    *rows
+	tiles   *tileCache
+	metrics *metrics
+
+	queue  chan *pending
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the goroutine of run has ended
+
+	sealed atomic.Pointer[Checkpoint] // newest; nil until the first recovery is through
+
+	mu       sync.Mutex            // guards what follows
+	inFlight map[[32]byte]*pending // from submission until the answer
+	grown    chan struct{}         // closed and replaced whenever sealed changes
+	stopped  error                 // why the log takes no entries now; nil when it does
+	closing  bool                  // Close was called: stopped stays
+
+	extent *compact.Range // the sealed tree, owned by the goroutine that seals
+}
+
+// haltError stops a log for good: going on could sign a fork.
+type haltError struct{ err error }
+
+func (e *haltError) Error() string { return e.err.Error() }
+func (e *haltError) Unwrap() error { return e.err }
+
+// Open recovers the log (design.md section 7) and starts it. It fails when the tree does not agree
+// with the fence, and when the fence has no record of a tree that has leaves.
+func Open(ctx context.Context, opts Options) (*Log, error) {
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	opts.Logger = opts.Logger.With("log", opts.Label)
+	key, err := newFencedKey(opts.Kind, opts.Origin, opts.Name, opts.Key, opts.Fence)
+	if err != nil {
+		return nil, err
+	}
+	metrics, err := newMetrics(opts.Registerer, opts.Label)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(opts.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("opening log %s: %w", opts.Label, err)
+	}
+	rows, err := openRows(ctx, filepath.Join(opts.Dir, "entries.db"))
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{
+		opts: opts, key: key, rows: rows, tiles: newTileCache(), metrics: metrics,
+		queue: make(chan *pending, maxQueue), done: make(chan struct{}),
+		inFlight: map[[32]byte]*pending{}, grown: make(chan struct{}),
+	}
+	if err := l.recover(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening log %s: %w", opts.Label, err), rows.close())
+	}
+	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	l.cancel = cancel
+	go l.run(runCtx) // ends when Close cancels runCtx, or when the log halts
+	return l, nil
+}
+
+// Close stops taking entries, finishes those in flight, and closes the rows.
+func (l *Log) Close() error {
+	l.stop(fault.New(fault.Unavailable, "shutting_down", nil, "the log is shutting down"))
+	l.mu.Lock()
+	l.closing = true
+	l.mu.Unlock()
+	l.cancel()
+	<-l.done
+	return l.rows.close()
+}
+
+// Ready returns nil when the log takes entries, else why it does not.
+func (l *Log) Ready() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stopped
+}
+
+// Checkpoint returns the newest signed tree.
+func (l *Log) Checkpoint() *Checkpoint { return l.sealed.Load() }
+
+// Wait returns once the signed size exceeds size.
+func (l *Log) Wait(ctx context.Context, size uint64) error {
+	for {
+		l.mu.Lock()
+		grown := l.grown
+		l.mu.Unlock()
+		if l.Checkpoint().Size > size {
+			return nil
+		}
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// LogID is what trusted roots, SCTs and Rekor entries name the log by (reference: C2SP signed-note key ID, untruncated).
+func (l *Log) LogID() [32]byte { return l.key.logID }
+
+// Origin is the first line of the log's checkpoints.
+func (l *Log) Origin() string { return l.opts.Origin }
+
+// PublicKey verifies what the log signs.
+func (l *Log) PublicKey() crypto.PublicKey { return l.key.signer.Public() }
+
+// TreeID is a Rekor v1 log's tree ID.
+func (l *Log) TreeID() int64 { return l.opts.TreeID }
+
+// SignSET signs Rekor v1's promise for the entry at index: ECDSA, DER.
+func (l *Log) SignSET(_ context.Context, index uint64, body []byte, integratedUnix int64) ([]byte, error) {
+	return l.key.set(index, body, integratedUnix)
+}
+
+// SignSCT signs an SCT for the leaf at index: ECDSA, DER (RFC 6962, section 3.2).
+func (l *Log) SignSCT(_ context.Context, index uint64, in SCTInput) ([]byte, error) {
+	return l.key.sct(index, in)
+}
+
+// TreeHead signs the newest tree with the current time (RFC 6962, section 3.5).
+func (l *Log) TreeHead(context.Context) (TreeHead, error) { return l.key.treeHead(l.opts.Now()) }
+
+// publish makes cp the newest signed tree and wakes who waits for it.
+func (l *Log) publish(cp *Checkpoint) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sealed.Store(cp)
+	close(l.grown)
+	l.grown = make(chan struct{})
+	l.metrics.size.Set(float64(cp.Size))
+}
+
+// stop makes Add answer err from now on; recover undoes it.
+func (l *Log) stop(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var halted *haltError
+	if !errors.As(l.stopped, &halted) { // nothing undoes a halt
+		l.stopped = err
+	}
+}

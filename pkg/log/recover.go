@@ -1,0 +1,189 @@
+package log
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/transparency-dev/tessera/api/layout"
+)
+
+// recover brings tree, rows, fence and the signed checkpoint into step, and opens the log. It
+// runs at every start and after every fault, and may be cut at any point and run again.
+func (l *Log) recover(ctx context.Context) error {
+	size, err := l.opts.Tree.Size(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the tree's size: %w", err)
+	}
+	record, err := l.fenced(ctx, size)
+	if err != nil {
+		return err
+	}
+	if size < record.Size {
+		return &haltError{fmt.Errorf("the tree holds %d entries, but its key has signed %d: the tree was restored or lost entries; "+
+			"bring back the missing ones, or give the log up and begin a new one", size, record.Size)}
+	}
+	if err := l.matchFence(ctx, record); err != nil {
+		return err
+	}
+	if err := l.mendRows(ctx, record, size); err != nil {
+		return err
+	}
+	if err := l.sealUpTo(ctx, size); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var halted *haltError
+	if !errors.As(l.stopped, &halted) && !l.closing {
+		l.stopped = nil
+	}
+	return nil
+}
+
+// fenced returns the fence's record of the log's key. A key without one is new, if its tree is empty.
+func (l *Log) fenced(ctx context.Context, size uint64) (Record, error) {
+	record, err := l.key.load(ctx)
+	if !errors.Is(err, ErrNoRecord) {
+		return record, err
+	}
+	if size > 0 {
+		return Record{}, &haltError{fmt.Errorf("the tree holds %d entries and the fence knows nothing of key %s: "+
+			"the fence was lost or belongs to another log; what this key signed is unknown, so run `attestry log adopt` only when the tree is complete", size, l.key.id)}
+	}
+	empty, err := newView(l.opts.Tree, l.tiles, 0).root(ctx)
+	if err != nil {
+		return Record{}, err
+	}
+	record = Record{Root: empty}
+	return record, l.key.advance(ctx, record)
+}
+
+// matchFence loads the signed tree from the tiles; its root must be the fence's.
+func (l *Log) matchFence(ctx context.Context, record Record) error {
+	v := newView(l.opts.Tree, l.tiles, record.Size)
+	extent, err := v.compactRange(ctx)
+	if err != nil {
+		return err
+	}
+	root, err := rootOf(extent)
+	if err != nil {
+		return err
+	}
+	if root != record.Root {
+		err := fmt.Errorf("the tree at size %d has root %x, but its key has signed root %x: the log has forked or its tiles were changed", record.Size, root, record.Root)
+		return &haltError{errors.Join(err, l.keepEvidence(record, root))}
+	}
+	l.extent = extent
+	return nil
+}
+
+// keepEvidence stores both roots beside the log.
+func (l *Log) keepEvidence(record Record, treeRoot [32]byte) error {
+	now := l.opts.Now().UTC()
+	raw, err := json.MarshalIndent(map[string]any{
+		"log": l.opts.Label, "origin": l.opts.Origin, "keyID": l.key.id.String(), "found": now,
+		"size": record.Size, "signedRoot": fmt.Sprintf("%x", record.Root), "treeRoot": fmt.Sprintf("%x", treeRoot),
+	}, "", "  ")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(l.opts.Dir, fmt.Sprintf("evidence-%d-%x.json", record.Size, treeRoot[:4]))
+	if err := os.WriteFile(path, append(raw, '\n'), 0o644); err != nil {
+		return fmt.Errorf("keeping evidence: %w", err)
+	}
+	return nil
+}
+
+// mendRows gives every leaf its row and drops rows of what is not in the tree.
+func (l *Log) mendRows(ctx context.Context, record Record, size uint64) error {
+	next, err := l.rows.next(ctx)
+	if err != nil {
+		return err
+	}
+	if next < record.Size && l.opts.Kind == Rekor1 {
+		return &haltError{fmt.Errorf("entries.db knows the times of %d entries, but %d were signed: their integratedTime is lost; "+
+			"restore entries.db from the backup of this log", next, record.Size)}
+	}
+	for next < size {
+		leaves, err := l.parsed(ctx, next, size)
+		if err != nil {
+			return err
+		}
+		batch := make([]row, len(leaves))
+		for i, leaf := range leaves {
+			if batch[i], err = l.rowOf(ctx, next+uint64(i), leaf); err != nil {
+				return err
+			}
+		}
+		if err := l.rows.complete(ctx, batch); err != nil {
+			return err
+		}
+		next += uint64(len(batch))
+	}
+	// Only now: the reservations of leaves that are in the tree have become rows above.
+	return l.rows.truncate(ctx, size)
+}
+
+// rowOf returns the row of a leaf that nobody was answered for. Its time is that of receipt
+// when a reservation kept it: the log had the entry then, and a certificate of ten minutes may be over by now.
+func (l *Log) rowOf(ctx context.Context, index uint64, leaf parsedLeaf) (row, error) {
+	r := row{identity: leaf.identity, index: index}
+	switch l.opts.Kind {
+	case CT:
+		r.integrated, r.leafHash = int64(leaf.timestampMillis), leaf.leafHash[:]
+	case Rekor1:
+		received, ok, err := l.rows.reservation(ctx, leaf.identity)
+		if err != nil {
+			return row{}, fmt.Errorf("reading a reservation: %w", err)
+		}
+		if !ok {
+			received = l.opts.Now().Unix()
+		}
+		r.integrated = received
+	}
+	return r, nil
+}
+
+// parsed returns the leaves from index from to the end of their bundle, in a tree of size size.
+func (l *Log) parsed(ctx context.Context, from, size uint64) ([]parsedLeaf, error) {
+	bundle := from / layout.EntryBundleWidth
+	raw, err := l.opts.Tree.Bundle(ctx, bundle, layout.PartialTileSize(0, bundle, size))
+	if err != nil {
+		return nil, fmt.Errorf("reading entry bundle %d: %w", bundle, err)
+	}
+	leaves, err := parseBundle(l.opts.Kind, raw)
+	if err != nil {
+		return nil, fmt.Errorf("entry bundle %d: %w", bundle, err)
+	}
+	first := bundle * layout.EntryBundleWidth
+	count := min(size-first, layout.EntryBundleWidth)
+	if uint64(len(leaves)) < count {
+		return nil, fmt.Errorf("entry bundle %d has %d entries, want %d", bundle, len(leaves), count)
+	}
+	return leaves[from-first : count], nil
+}
+
+// sealUpTo extends the signed tree to size by its leaves and signs it.
+func (l *Log) sealUpTo(ctx context.Context, size uint64) error {
+	for l.extent.End() < size {
+		leaves, err := l.parsed(ctx, l.extent.End(), size)
+		if err != nil {
+			return err
+		}
+		for _, leaf := range leaves {
+			if err := l.extent.Append(leaf.leafHash[:], nil); err != nil {
+				return err
+			}
+		}
+	}
+	cp, err := l.commit(ctx, size)
+	if err != nil {
+		return err
+	}
+	l.publish(cp)
+	return nil
+}
