@@ -1,0 +1,148 @@
+package ct
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/attestry/attestry/internal/fault"
+)
+
+// issuerStore keeps the certificates of logged chains as files named by the lower-case hex
+// SHA-256 of their DER. A log has few issuers, so the ones in use stay in memory too.
+type issuerStore struct {
+	dir string
+
+	mu     sync.Mutex // guards cached and writes to dir
+	cached map[[32]byte][]byte
+}
+
+// maxCachedIssuers bounds the memory of the cache, not the number of issuers.
+const maxCachedIssuers = 1024
+
+const temporaryIssuer = ".tmp-"
+
+func openIssuerStore(dir string) (*issuerStore, error) {
+	if dir == "" {
+		return nil, errors.New("ct: no issuer directory given")
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("creating the issuer directory: %w", err)
+	}
+	leftovers, err := filepath.Glob(filepath.Join(dir, temporaryIssuer+"*"))
+	if err != nil {
+		return nil, fmt.Errorf("reading the issuer directory %s: %w", dir, err)
+	}
+	for _, name := range leftovers { // a crash between create and rename
+		if err := os.Remove(name); err != nil {
+			return nil, fmt.Errorf("cleaning the issuer directory: %w", err)
+		}
+	}
+	// A file that is visible now was synced before its rename, but its name may not have
+	// been: after this, what can be read is durable.
+	if err := syncDir(dir); err != nil {
+		return nil, err
+	}
+	return &issuerStore{dir: dir, cached: make(map[[32]byte][]byte)}, nil
+}
+
+// put returns once the certificate is durable, and its fingerprint.
+func (s *issuerStore) put(der []byte) ([32]byte, error) {
+	fingerprint := sha256.Sum256(der)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.cached[fingerprint]; ok {
+		return fingerprint, nil
+	}
+	path := s.path(fingerprint)
+	if stored, err := os.ReadFile(path); err == nil && sha256.Sum256(stored) == fingerprint {
+		s.remember(fingerprint, stored)
+		return fingerprint, nil
+	}
+	if err := writeDurably(path, der); err != nil {
+		return fingerprint, fmt.Errorf("storing issuer certificate: %w", err)
+	}
+	s.remember(fingerprint, append([]byte(nil), der...))
+	return fingerprint, nil
+}
+
+// get returns the DER of a stored certificate, or fault.NotFound.
+func (s *issuerStore) get(fingerprint [32]byte) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if der, ok := s.cached[fingerprint]; ok {
+		return der, nil
+	}
+	der, err := os.ReadFile(s.path(fingerprint))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "issuer_unknown", nil, "there is no issuer certificate %x", fingerprint)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading issuer certificate: %w", err)
+	}
+	if sha256.Sum256(der) != fingerprint {
+		return nil, fmt.Errorf("issuer certificate %s does not have the hash in its name: restore it from a backup", s.path(fingerprint))
+	}
+	s.remember(fingerprint, der)
+	return der, nil
+}
+
+func (s *issuerStore) remember(fingerprint [32]byte, der []byte) {
+	if len(s.cached) >= maxCachedIssuers {
+		clear(s.cached)
+	}
+	s.cached[fingerprint] = der
+}
+
+func (s *issuerStore) path(fingerprint [32]byte) string {
+	return filepath.Join(s.dir, hex.EncodeToString(fingerprint[:]))
+}
+
+// parseFingerprint reads the file name form: 64 lower-case hex digits.
+func parseFingerprint(name string) (fingerprint [32]byte, ok bool) {
+	if len(name) != 64 || strings.ToLower(name) != name {
+		return fingerprint, false
+	}
+	_, err := hex.Decode(fingerprint[:], []byte(name))
+	return fingerprint, err == nil
+}
+
+// writeDurably puts data at path with all or nothing of it visible after a crash.
+func writeDurably(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), temporaryIssuer)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // fails once renamed
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(0o644) // issuers are public; a web server may serve the directory
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("syncing %s: %w", dir, err)
+	}
+	return nil
+}

@@ -1,0 +1,138 @@
+package ct
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"github.com/transparency-dev/tessera/ctonly"
+	"golang.org/x/crypto/cryptobyte"
+
+	"github.com/attestry/attestry/pkg/log"
+)
+
+// AddPreChain logs a precertificate and returns its serialized SignedCertificateTimestamp
+// (RFC 6962, section 3.2, TLS encoding), the element of an SCT list. chain is DER, the
+// precertificate first, then its issuers in order; the root may be left out. The caller must
+// not change the bytes afterwards.
+//
+// The same precertificate gets the same timestamp, index and so the same SCT again.
+// Refused chains are fault.Invalid or fault.TooLarge; an overloaded or halted log is
+// fault.Overloaded or fault.Unavailable.
+func (h *Handler) AddPreChain(ctx context.Context, chain [][]byte) ([]byte, error) {
+	s, _, err := h.add(ctx, chain, true)
+	if err != nil {
+		return nil, err
+	}
+	return s.marshal()
+}
+
+// add logs chain[0] and signs the SCT for the entry that is in the log.
+func (h *Handler) add(ctx context.Context, chain [][]byte, precert bool) (sct, log.Receipt, error) {
+	entry, err := h.verifier.entry(chain, precert)
+	if err != nil {
+		return sct{}, log.Receipt{}, err
+	}
+	entry.Timestamp = uint64(h.now().UnixMilli())
+	receipt, err := h.log.Add(ctx, log.Submission{Identity: [32]byte(entry.Identity()), CT: entry})
+	if err != nil {
+		return sct{}, log.Receipt{}, fmt.Errorf("adding to the log: %w", err)
+	}
+	in := log.SCTInput{
+		TimestampMillis: receipt.TimestampMillis,
+		Precert:         precert,
+		IssuerKeyHash:   issuerKeyHash(entry),
+		Data:            entry.Certificate,
+		Extensions:      leafIndexExtension(receipt.Index),
+	}
+	if receipt.Duplicate {
+		// The SCT must stand for the leaf that is there. The same certificate could have come
+		// with another pre-issuer's chain, and then the two leaves would differ.
+		if in, err = h.logged(ctx, receipt.Index); err != nil {
+			return sct{}, log.Receipt{}, err
+		}
+	}
+	signature, err := h.log.SignSCT(ctx, receipt.Index, in)
+	if err != nil {
+		return sct{}, log.Receipt{}, fmt.Errorf("signing the SCT of index %d: %w", receipt.Index, err)
+	}
+	return sct{h.logID, in.TimestampMillis, in.Extensions, signature}, receipt, nil
+}
+
+// logged returns what an SCT for the leaf at index has to sign.
+func (h *Handler) logged(ctx context.Context, index uint64) (log.SCTInput, error) {
+	stored, err := h.log.Leaf(ctx, index)
+	if err != nil {
+		return log.SCTInput{}, fmt.Errorf("reading the duplicate at index %d: %w", index, err)
+	}
+	leaf, err := parseTileLeaf(stored.Data)
+	if err != nil {
+		return log.SCTInput{}, fmt.Errorf("reading the duplicate at index %d: %w", index, err)
+	}
+	return log.SCTInput{
+		TimestampMillis: leaf.timestampMillis,
+		Precert:         leaf.precert,
+		IssuerKeyHash:   leaf.issuerKeyHash,
+		Data:            leaf.signed,
+		Extensions:      leaf.extensions,
+	}, nil
+}
+
+func issuerKeyHash(e *ctonly.Entry) (hash [sha256.Size]byte) {
+	copy(hash[:], e.IssuerKeyHash)
+	return hash
+}
+
+// leafIndexExtension returns the CtExtensions that name the leaf's index (c2sp.org/static-ct-api,
+// "SCT extension"): type 0, uint16 length 5, uint40 index. sigstore-python before 4.2.0
+// refuses SCTs with extensions; an option for such clients would return nil here.
+func leafIndexExtension(index uint64) []byte {
+	return []byte{0, 0, 5, byte(index >> 32), byte(index >> 24), byte(index >> 16), byte(index >> 8), byte(index)}
+}
+
+// sct is a version 1 SignedCertificateTimestamp. Log keys are ECDSA P-256 with SHA-256: the
+// reference clients verify no other curve.
+type sct struct {
+	logID           [32]byte
+	timestampMillis uint64
+	extensions      []byte // CtExtensions without their length
+	signature       []byte // DER
+}
+
+// TLS SignatureAndHashAlgorithm of RFC 5246, section 7.4.1.4.1.
+const (
+	hashSHA256 = 4
+	sigECDSA   = 3
+)
+
+// marshal returns the TLS encoding (RFC 6962, section 3.2).
+func (s sct) marshal() ([]byte, error) {
+	b := cryptobyte.NewBuilder(make([]byte, 0, 128+len(s.extensions)))
+	b.AddUint8(0) // version v1
+	b.AddBytes(s.logID[:])
+	b.AddUint64(s.timestampMillis)
+	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(s.extensions) })
+	b.AddBytes(s.digitallySigned())
+	return b.Bytes()
+}
+
+// digitallySigned returns the TLS DigitallySigned structure (RFC 5246, section 4.7).
+func (s sct) digitallySigned() []byte {
+	out := []byte{hashSHA256, sigECDSA, byte(len(s.signature) >> 8), byte(len(s.signature))}
+	return append(out, s.signature...)
+}
+
+// parseDigitallySigned returns the DER signature in b, the inverse of digitallySigned.
+func parseDigitallySigned(b []byte) ([]byte, error) {
+	in := cryptobyte.String(b)
+	var hash, alg uint8
+	var signature cryptobyte.String
+	if !in.ReadUint8(&hash) || !in.ReadUint8(&alg) || !in.ReadUint16LengthPrefixed(&signature) || !in.Empty() {
+		return nil, errors.New("the signature is not a DigitallySigned structure")
+	}
+	if hash != hashSHA256 || alg != sigECDSA {
+		return nil, fmt.Errorf("the signature algorithm is (%d, %d), not SHA-256 with ECDSA", hash, alg)
+	}
+	return signature, nil
+}
