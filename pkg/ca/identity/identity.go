@@ -1,0 +1,97 @@
+// Package identity decides who asks for a certificate: it verifies identity tokens against
+// the configured OIDC issuers and maps their claims to what a certificate says.
+//
+// The configuration format and the mapping are Fulcio's; where Fulcio v1.8.8 is lax, the
+// comments name the difference.
+package identity
+
+import (
+	"crypto/sha256"
+	"strings"
+	"unicode/utf8"
+)
+
+// Principal is what a verified identity token entitles its bearer to.
+type Principal struct {
+	SAN        SAN
+	Extensions []Extension // ascending by Arc, no empty values
+	// Challenges are the strings a proof of possession may be made over: `sub`, `email` when the
+	// token has one, and the claim that the issuer's challenge-claim names. cosign and
+	// sigstore-go sign the email whenever the token has one; sigstore-js 4 signs `sub` for every
+	// private issuer. All come from one verified token, so each proves possession equally.
+	Challenges  []string
+	OIDCIssuer  string // the token's iss
+	IssuerType  Type
+	Fingerprint [32]byte // SHA-256 of the token's signature part: names the token in logs without giving it away
+}
+
+// SANKind is the form of a subject alternative name.
+type SANKind int
+
+const (
+	SANEmail    SANKind = iota // rfc822Name
+	SANURI                     // uniformResourceIdentifier
+	SANUsername                // otherName 1.3.6.1.4.1.57264.1.7, UTF8String
+)
+
+// SAN is the one subject alternative name of a certificate.
+type SAN struct {
+	Kind  SANKind
+	Value string // e-mail addresses and URIs are ASCII
+}
+
+// Extension is one certificate extension under 1.3.6.1.4.1.57264.1, by its last arc.
+type Extension struct {
+	Arc   int
+	Value string // valid UTF-8 without control characters
+}
+
+// Arcs under 1.3.6.1.4.1.57264.1 that every certificate has.
+const (
+	arcIssuer   = 1
+	arcIssuerV2 = 8
+	arcSubject  = 24
+)
+
+// Type is how an issuer's claims are mapped to a certificate.
+type Type string
+
+const (
+	Email             Type = "email"
+	Username          Type = "username"
+	URI               Type = "uri"
+	Kubernetes        Type = "kubernetes"
+	SPIFFE            Type = "spiffe"
+	CIProvider        Type = "ci-provider"
+	GitHubWorkflow    Type = "github-workflow"
+	GitLabPipeline    Type = "gitlab-pipeline"
+	BuildkiteJob      Type = "buildkite-job"
+	CodefreshWorkflow Type = "codefresh-workflow"
+	Chainguard        Type = "chainguard-identity"
+)
+
+func (t Type) known() bool {
+	switch t {
+	case Email, Username, URI, Kubernetes, SPIFFE, CIProvider, GitHubWorkflow, GitLabPipeline, BuildkiteJob, CodefreshWorkflow, Chainguard:
+		return true
+	}
+	return false
+}
+
+// maxValue bounds one value that goes into a certificate.
+const maxValue = 4 << 10
+
+// printable reports whether s may stand in a certificate: valid UTF-8 of bounded length
+// without control characters and without the marks that reorder text on a reader's screen.
+func printable(s string) bool {
+	if len(s) > maxValue || !utf8.ValidString(s) {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return r < 0x20 || r >= 0x7f && r <= 0x9f || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069
+	})
+}
+
+func fingerprint(token string) [32]byte {
+	return sha256.Sum256([]byte(token[strings.LastIndexByte(token, '.')+1:]))
+}

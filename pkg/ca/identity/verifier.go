@@ -1,0 +1,393 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+	jose "github.com/go-jose/go-jose/v4"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/attestry/attestry/internal/fault"
+)
+
+const (
+	clockSkew     = 5 * time.Minute // for nbf, as go-oidc, and for iat
+	maxMetaHosts  = 128             // issuers remembered for all patterns together
+	maxMetaFlight = 8               // first contacts with new issuers of patterns at one time
+)
+
+// Options says whom to trust. Config may be nil when Issuers has some.
+type Options struct {
+	Config    *Config
+	Issuers   []Issuer              // beside those of Config, made in code: the development issuer
+	Leeway    time.Duration         // how long after exp a token still counts; default 0
+	Now       func() time.Time      // default time.Now
+	Logger    *slog.Logger          // default: discard
+	Registry  prometheus.Registerer // may be nil
+	Transport http.RoundTripper     // replaces the network, for tests
+
+	// InClusterDir holds the pod's ca.crt and token, used for issuers of type kubernetes once
+	// https://kubernetes.default.svc is configured. Default: where the kubelet mounts them.
+	InClusterDir string
+}
+
+// Verifier turns identity tokens into principals. It is safe for concurrent use.
+type Verifier struct {
+	opts  Options
+	exact map[string]*trusted
+	meta  []*trusted // longest pattern first
+
+	fetches *prometheus.CounterVec
+
+	mu     sync.Mutex // guards remote
+	remote map[string]*metaKeys
+	first  chan struct{} // bounds first contacts with issuers of patterns
+}
+
+// trusted is one configured issuer ready for use.
+type trusted struct {
+	issuer  Issuer
+	pattern *regexp.Regexp // nil for an exact URL
+	mapping mapper
+	static  *fetched    // keys that need no network
+	remote  *remoteKeys // for an exact URL without static keys
+}
+
+type metaKeys struct {
+	keys *remoteKeys
+	used time.Time
+}
+
+// New checks the configuration and returns a Verifier. It contacts nobody: an issuer that is
+// down must not keep the CA down.
+func New(o Options) (*Verifier, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.InClusterDir == "" {
+		o.InClusterDir = serviceAccount
+	}
+	all := &Config{Issuers: slices.Clone(o.Issuers)}
+	if o.Config != nil {
+		all.Issuers = append(all.Issuers, o.Config.Issuers...)
+		all.Providers = o.Config.Providers
+	}
+	if len(all.Issuers) == 0 {
+		return nil, errors.New("no OIDC issuer is configured: nobody could get a certificate")
+	}
+	if err := all.Validate(); err != nil {
+		return nil, err
+	}
+	v := &Verifier{
+		opts: o, exact: map[string]*trusted{}, remote: map[string]*metaKeys{}, first: make(chan struct{}, maxMetaFlight),
+		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ca_issuer_key_fetches_total", Help: "Fetches of OIDC issuer keys by outcome.",
+		}, []string{"outcome"}),
+	}
+	if o.Registry != nil {
+		if err := o.Registry.Register(v.fetches); err != nil {
+			return nil, err
+		}
+	}
+	var problems []error
+	for _, i := range all.Issuers {
+		if err := v.add(i, all); err != nil {
+			problems = append(problems, fmt.Errorf("%sissuer %q: %w", at(i.line), i.URL, err))
+		}
+	}
+	sort.SliceStable(v.meta, func(a, b int) bool { return len(v.meta[a].issuer.URL) > len(v.meta[b].issuer.URL) })
+	return v, errors.Join(problems...)
+}
+
+func (v *Verifier) add(i Issuer, all *Config) error {
+	t := &trusted{issuer: i}
+	var err error
+	if t.mapping, err = i.mapper(all); err != nil {
+		return err
+	}
+	if i.Wildcard {
+		if t.pattern, err = compilePattern(i.URL); err != nil {
+			return err
+		}
+		v.meta = append(v.meta, t)
+		return nil
+	}
+	switch {
+	case i.Keys != nil:
+	case i.JWKS != "" || i.JWKSFile != "":
+		data := []byte(i.JWKS)
+		if i.JWKSFile != "" {
+			if data, err = readSmall(i.JWKSFile); err != nil {
+				return fmt.Errorf("jwks-file: %w", err)
+			}
+		}
+		keys, err := parseJWKS(data)
+		if err != nil {
+			return fmt.Errorf("jwks: %w", err)
+		}
+		t.static = &fetched{keys: keys, algs: allAlgorithms}
+	default:
+		inCluster := ""
+		if i.Type == Kubernetes && slices.ContainsFunc(all.Issuers, func(other Issuer) bool { return !other.Wildcard && other.URL == kubernetesIssuer }) {
+			inCluster = v.opts.InClusterDir
+		}
+		s, err := newSource(&i, i.URL, inCluster, v.opts.Transport)
+		if err != nil {
+			return err
+		}
+		t.remote = v.newKeys(s)
+	}
+	v.exact[i.URL] = t
+	return nil
+}
+
+func readSmall(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
+	if err == nil && len(data) > maxDocument {
+		err = fmt.Errorf("over %d bytes", maxDocument)
+	}
+	return data, err
+}
+
+func (v *Verifier) newKeys(s *source) *remoteKeys {
+	return &remoteKeys{source: s, now: v.opts.Now, observe: func(outcome string) { v.fetches.WithLabelValues(outcome).Inc() }}
+}
+
+// Verify checks token completely (signature, algorithm, iss, aud, exp, nbf, iat, sub) and maps
+// its claims. Its errors are classified; their public text never holds a part of the token.
+func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error) {
+	payload, err := splitToken(token)
+	if err != nil {
+		return nil, err
+	}
+	c, err := parseClaims(payload)
+	if err != nil {
+		return nil, err
+	}
+	iss := c.text("iss")
+	t := v.find(iss)
+	if t == nil {
+		return nil, fault.New(fault.Unauthentic, ReasonUnknownIssuer, nil, "the token's issuer is not one that this CA trusts")
+	}
+	if err := v.verifySignature(ctx, t, iss, token); err != nil {
+		return nil, err
+	}
+	if err := v.checkClaims(t, c); err != nil {
+		return nil, err
+	}
+	return t.principal(c, token)
+}
+
+func (v *Verifier) find(iss string) *trusted {
+	if t := v.exact[iss]; t != nil {
+		return t
+	}
+	if len(iss) > maxPattern*2 {
+		return nil
+	}
+	for _, t := range v.meta {
+		if t.pattern.MatchString(iss) {
+			return t
+		}
+	}
+	return nil
+}
+
+// verifySignature lets go-oidc check the token's form, algorithm, signature and issuer against
+// the keys of t. Audience and dates follow in checkClaims, which can tell them apart.
+func (v *Verifier) verifySignature(ctx context.Context, t *trusted, iss, token string) error {
+	try := &attempt{given: t.issuer.Keys, have: t.static, remote: t.remote}
+	var algs []string
+	var err error
+	if try.given != nil {
+		if algs = allAlgorithms; len(t.issuer.Algorithms) > 0 {
+			algs = supported(t.issuer.Algorithms)
+		}
+	} else {
+		if t.pattern != nil {
+			if try.remote, err = v.metaKeys(ctx, t, iss); err != nil {
+				return err
+			}
+		}
+		if try.have == nil {
+			if try.have, err = try.remote.current(ctx); err != nil {
+				return err
+			}
+		}
+		if algs = try.have.algs; len(algs) == 0 {
+			algs = []string{oidc.RS256}
+		}
+		for _, a := range algs {
+			try.algs = append(try.algs, jose.SignatureAlgorithm(a))
+		}
+	}
+	cfg := &oidc.Config{SkipClientIDCheck: true, SkipExpiryCheck: true, SupportedSigningAlgs: algs}
+	_, err = oidc.NewVerifier(iss, try, cfg).Verify(ctx, token)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case !try.parsed:
+		return malformed(err, "the token's header or signature algorithm is not acceptable")
+	case !try.verified:
+		return fault.New(fault.Unauthentic, ReasonBadSignature, err, "the token's signature could not be verified with its issuer's keys")
+	default:
+		return malformed(err, "the token's claims have unexpected types")
+	}
+}
+
+// metaKeys returns the keys of one issuer that fits a pattern, ready for use.
+func (v *Verifier) metaKeys(ctx context.Context, t *trusted, iss string) (*remoteKeys, error) {
+	v.mu.Lock()
+	known := v.remote[iss]
+	if known == nil {
+		s, err := newSource(&t.issuer, iss, "", v.opts.Transport)
+		if err != nil {
+			v.mu.Unlock()
+			return nil, err
+		}
+		if len(v.remote) >= maxMetaHosts {
+			v.evict()
+		}
+		known = &metaKeys{keys: v.newKeys(s)}
+		v.remote[iss] = known
+	}
+	known.used = v.opts.Now()
+	v.mu.Unlock()
+	if known.keys.loaded() {
+		return known.keys, nil
+	}
+	// A stranger's token can name any host of the pattern: first contacts are made a few at a time.
+	select {
+	case v.first <- struct{}{}:
+		defer func() { <-v.first }()
+	default:
+		return nil, fault.New(fault.Overloaded, "rate_limited", nil, "too many new issuers at once")
+	}
+	_, err := known.keys.current(ctx)
+	return known.keys, err
+}
+
+// evict forgets the least recently used issuer, first among those that never answered; v.mu is held.
+func (v *Verifier) evict() {
+	oldest, oldestLoaded := "", false
+	for name, m := range v.remote {
+		loaded := m.keys.loaded()
+		if oldest == "" || oldestLoaded && !loaded || oldestLoaded == loaded && m.used.Before(v.remote[oldest].used) {
+			oldest, oldestLoaded = name, loaded
+		}
+	}
+	delete(v.remote, oldest)
+}
+
+// checkClaims applies RFC 7519 as go-oidc does (exp without leeway, nbf with five minutes) and
+// asks for more: a subject, an exp, and an iat that is not in the future.
+func (v *Verifier) checkClaims(t *trusted, c claims) error {
+	if !c.hasAudience(t.issuer.Audience) {
+		return fault.New(fault.Unauthentic, ReasonAudience, nil, "the token is meant for another audience than %q", t.issuer.Audience)
+	}
+	now := v.opts.Now()
+	expiry, ok, err := c.date("exp")
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return missing("exp")
+	}
+	if expiry.Add(v.opts.Leeway).Before(now) {
+		return fault.New(fault.Unauthentic, ReasonExpired, nil, "the token expired at %s, it is %s", stamp(expiry), stamp(now))
+	}
+	for _, name := range []string{"nbf", "iat"} {
+		when, ok, err := c.date(name)
+		if err != nil {
+			return err
+		}
+		if ok && when.After(now.Add(clockSkew)) {
+			return fault.New(fault.Unauthentic, ReasonNotYetValid, nil, "the token's %s is %s, it is %s", name, stamp(when), stamp(now))
+		}
+	}
+	if c.text("sub") == "" {
+		return missing("sub")
+	}
+	return nil
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+func (t *trusted) principal(c claims, token string) (*Principal, error) {
+	san, certIssuer, extensions, err := t.mapping(c)
+	if err != nil {
+		return nil, err
+	}
+	sub := c.text("sub")
+	extensions = append(extensions, Extension{arcIssuer, certIssuer}, Extension{arcIssuerV2, certIssuer}, Extension{arcSubject, sub})
+	slices.SortFunc(extensions, func(a, b Extension) int { return a.Arc - b.Arc })
+	for _, e := range extensions {
+		if !printable(e.Value) {
+			return nil, rejected("a value for extension .%d is too long or has control characters", e.Arc)
+		}
+	}
+	if !printable(san.Value) {
+		return nil, rejected("the subject alternative name is too long or has control characters")
+	}
+	p := &Principal{
+		SAN: san, Extensions: extensions, OIDCIssuer: c.text("iss"), IssuerType: t.issuer.Type,
+		Challenges: []string{sub}, Fingerprint: fingerprint(token),
+	}
+	for _, name := range []string{"email", t.issuer.ChallengeClaim} {
+		if value := c.text(name); value != "" && !slices.Contains(p.Challenges, value) {
+			p.Challenges = append(p.Challenges, value)
+		}
+	}
+	// The client most likely signed the claim that identifies it: try that first.
+	if k := slices.Index(p.Challenges, c.text("email")); k > 0 {
+		p.Challenges[0], p.Challenges[k] = p.Challenges[k], p.Challenges[0]
+	}
+	return p, nil
+}
+
+// Issuers lists what is configured, sorted by URL, for the configuration endpoint.
+func (v *Verifier) Issuers() []Issuer {
+	var out []Issuer
+	for _, t := range v.exact {
+		out = append(out, t.issuer)
+	}
+	for _, t := range v.meta {
+		out = append(out, t.issuer)
+	}
+	slices.SortFunc(out, func(a, b Issuer) int { return strings.Compare(a.URL, b.URL) })
+	return out
+}
+
+// Challenge is the claim whose signature clients are told to send.
+func (i Issuer) Challenge() string {
+	switch {
+	case i.ChallengeClaim != "":
+		return i.ChallengeClaim
+	case i.Type == Email:
+		return "email"
+	default:
+		return "sub"
+	}
+}
