@@ -1,0 +1,152 @@
+package verify
+
+import (
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// authority is a certificate authority of the trusted root: an anchor, the intermediates under it and
+// the window in which it was in use.
+type authority struct {
+	root    *x509.Certificate
+	window  Window
+	usage   x509.ExtKeyUsage
+	roots   *x509.CertPool
+	inter   *x509.CertPool
+	issuers []*issuer
+}
+
+// issuer is an intermediate whose own chain to the root was verified when the trusted root was read. Inside
+// window, validating a leaf with this intermediate as the anchor gives the same answer as validating
+// it to the root: signatures do not depend on time, every certificate above is valid throughout, carries no
+// name constraint and leaves room for one more certificate, and key usages nest (a usage is
+// allowed when every certificate of the chain allows it).
+type issuer struct {
+	cert   *x509.Certificate
+	window Window
+	anchor *x509.CertPool
+}
+
+func newAuthority(root *x509.Certificate, intermediates []*x509.Certificate, window Window, usage x509.ExtKeyUsage) *authority {
+	a := &authority{root: root, window: window, usage: usage, roots: x509.NewCertPool(), inter: x509.NewCertPool()}
+	a.roots.AddCert(root)
+	for _, c := range intermediates {
+		a.inter.AddCert(c)
+	}
+	for _, c := range append([]*x509.Certificate{root}, intermediates...) {
+		if i := a.shortcut(c); i != nil {
+			a.issuers = append(a.issuers, i)
+		}
+	}
+	return a
+}
+
+// shortcut returns an issuer for c when the conditions above hold, else nil: then verify takes the long way.
+func (a *authority) shortcut(c *x509.Certificate) *issuer {
+	if !c.BasicConstraintsValid || !c.IsCA || constrainsNames(c) {
+		return nil
+	}
+	i := &issuer{cert: c, window: Window{Start: c.NotBefore, End: c.NotAfter}, anchor: x509.NewCertPool()}
+	i.anchor.AddCert(c)
+	if c.Equal(a.root) {
+		return i
+	}
+	chains, err := c.Verify(x509.VerifyOptions{
+		Roots: a.roots, Intermediates: a.inter, CurrentTime: c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2),
+		KeyUsages: []x509.ExtKeyUsage{a.usage},
+	})
+	if err != nil || len(chains) != 1 {
+		return nil
+	}
+	for above, p := range chains[0][1:] {
+		if constrainsNames(p) || (p.BasicConstraintsValid && p.MaxPathLen >= 0 && above+1 > p.MaxPathLen) {
+			return nil
+		}
+		if p.NotBefore.After(i.window.Start) {
+			i.window.Start = p.NotBefore
+		}
+		if p.NotAfter.Before(i.window.End) {
+			i.window.End = p.NotAfter
+		}
+	}
+	return i
+}
+
+func constrainsNames(c *x509.Certificate) bool {
+	return slices.ContainsFunc(c.Extensions, func(e pkixExtension) bool { return e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 30}) })
+}
+
+// verify validates leaf at t (RFC 5280, section 6, with t as the current time) and returns its issuer.
+// extra are further untrusted intermediates; with them the long way is taken.
+func (a *authority) verify(leaf *x509.Certificate, t time.Time, extra []*x509.Certificate) (*x509.Certificate, error) {
+	if !a.window.contains(t) {
+		return nil, fmt.Errorf("%s is outside the authority's window, %s", t.UTC().Format(time.RFC3339), a.window)
+	}
+	opts := x509.VerifyOptions{CurrentTime: t, KeyUsages: []x509.ExtKeyUsage{a.usage}}
+	for _, i := range a.issuers {
+		if !slices.Equal(leaf.RawIssuer, i.cert.RawSubject) || !i.window.contains(t) || leaf.Equal(i.cert) {
+			continue
+		}
+		opts.Roots = i.anchor
+		if _, err := leaf.Verify(opts); err == nil {
+			return i.cert, nil
+		}
+	}
+	opts.Roots, opts.Intermediates = a.roots, a.inter
+	if len(extra) > 0 {
+		opts.Intermediates = a.inter.Clone()
+		for _, c := range extra {
+			opts.Intermediates.AddCert(c)
+		}
+	}
+	chains, err := leaf.Verify(opts)
+	if err != nil {
+		return nil, err
+	}
+	for _, chain := range chains {
+		if len(chain) > 1 {
+			return chain[1], nil
+		}
+	}
+	return nil, errors.New("the certificate is itself a trust anchor")
+}
+
+// verifyCertificate requires that the leaf is a signing certificate and that it chains to an authority of the trusted
+// root at each of the proven times.
+func (a *attempt) verifyCertificate() error {
+	leaf := a.bundle.leaf
+	if leaf == nil {
+		a.key = a.policy.Key
+		return nil
+	}
+	a.key = leaf.PublicKey
+	if leaf.IsCA {
+		return fail(ReasonCertChain, nil, "the signing certificate is a CA certificate")
+	}
+	if leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
+		return fail(ReasonCertChain, nil, "the signing certificate does not allow digital signatures")
+	}
+	for _, t := range a.times {
+		if err := a.validAt(t.Timestamp); err != nil {
+			return err
+		}
+		var problems []error
+		a.issuer = nil
+		for _, ca := range a.root.cas {
+			issuer, err := ca.verify(leaf, t.Timestamp, nil)
+			if err == nil {
+				a.issuer = issuer
+				break
+			}
+			problems = append(problems, err)
+		}
+		if a.issuer == nil {
+			return fail(ReasonCertChain, errors.Join(problems...), "the certificate chains to no authority of the trusted root")
+		}
+	}
+	return nil
+}

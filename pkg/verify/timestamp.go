@@ -1,0 +1,186 @@
+package verify
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"github.com/digitorus/pkcs7"
+)
+
+// tsaAuthority is a timestamp authority of the trusted root. leaf is nil when the chain starts with a CA
+// certificate; then the token has to bring the leaf.
+type tsaAuthority struct {
+	uri  string
+	leaf *x509.Certificate
+	*authority
+}
+
+// token is a parsed RFC 3161 response. Nothing in it is verified yet.
+type token struct {
+	p7     *pkcs7.PKCS7
+	time   time.Time
+	hash   crypto.Hash
+	digest []byte
+}
+
+// verifyTimestamps adds the time of each RFC 3161 token over the raw signature that verifies under a timestamp
+// authority of the trusted root and returns how many distinct authorities there were. A token that
+// does not verify is skipped; the error says why, for the case that the count falls short.
+func (a *attempt) verifyTimestamps() (int, error) {
+	seen := make(map[string]bool) // by SubjectPublicKeyInfo of the TSA leaf
+	var problems []error
+	for _, der := range a.bundle.timestamps {
+		t, err := parseToken(der)
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		if !bytes.Equal(t.digest, sum(t.hash, a.bundle.signature)) {
+			problems = append(problems, errors.New("the timestamp is over another signature"))
+			continue
+		}
+		var why []error
+		verified := false
+		for _, tsa := range a.root.tsas {
+			signer, err := tsa.verifyToken(t)
+			if err != nil {
+				why = append(why, err)
+				continue
+			}
+			verified = true
+			key := string(signer.RawSubjectPublicKeyInfo)
+			if seen[key] {
+				break
+			}
+			seen[key] = true
+			a.times = append(a.times, VerifiedTimestamp{Type: "TimestampAuthority", URI: tsa.uri, Timestamp: t.time, Authority: signer.Subject.String()})
+			break
+		}
+		if !verified {
+			why = append(why, errors.New("no timestamp authority of the trusted root made it"))
+			problems = append(problems, errors.Join(why...))
+		}
+	}
+	return len(seen), errors.Join(problems...)
+}
+
+// verifyToken checks the token's one signature, the signer's certificate chain at the token's own time (RFC 3161,
+// section 2.3; expired since is fine), and the window in which the authority was in use.
+func (tsa *tsaAuthority) verifyToken(t *token) (*x509.Certificate, error) {
+	if !tsa.window.contains(t.time) {
+		return nil, fmt.Errorf("%s is outside the authority's window, %s", t.time.UTC().Format(time.RFC3339), tsa.window)
+	}
+	p7 := *t.p7
+	embedded := p7.Certificates
+	if len(embedded) == 0 {
+		if tsa.leaf == nil {
+			return nil, errors.New("the token carries no certificate and the trusted root names none")
+		}
+		p7.Certificates = []*x509.Certificate{tsa.leaf}
+	}
+	signer := p7.GetOnlySigner()
+	switch {
+	case signer == nil:
+		return nil, errors.New("the token is not signed by exactly one known certificate")
+	case tsa.leaf != nil && !tsa.leaf.Equal(signer):
+		return nil, errors.New("the token is signed by another certificate than the trusted root names")
+	case signer.IsCA:
+		return nil, errors.New("the timestamping certificate is a CA certificate")
+	}
+	if err := onlyTimestamping(signer); err != nil {
+		return nil, err
+	}
+	if err := p7.Verify(); err != nil {
+		return nil, fmt.Errorf("token signature: %w", err)
+	}
+	if _, err := tsa.verify(signer, t.time, embedded); err != nil {
+		return nil, err
+	}
+	return signer, nil
+}
+
+// onlyTimestamping requires one extended key usage, timeStamping, in a critical extension.
+func onlyTimestamping(c *x509.Certificate) error {
+	if len(c.ExtKeyUsage) != 1 || c.ExtKeyUsage[0] != x509.ExtKeyUsageTimeStamping || len(c.UnknownExtKeyUsage) != 0 {
+		return errors.New("the timestamping certificate's key usage is not timestamping alone")
+	}
+	for _, e := range c.Extensions {
+		if e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 37}) && e.Critical {
+			return nil
+		}
+	}
+	return errors.New("the timestamping certificate's extended key usage is not critical")
+}
+
+// tstInfo is RFC 3161's TSTInfo.
+type tstInfo struct {
+	Version        int
+	Policy         asn1.ObjectIdentifier
+	MessageImprint struct {
+		HashAlgorithm pkixAlgorithm
+		HashedMessage []byte
+	}
+	SerialNumber *big.Int
+	Time         time.Time       `asn1:"generalized"`
+	Accuracy     asn1.RawValue   `asn1:"optional,tag:16"`
+	Ordering     bool            `asn1:"optional,default:false"`
+	Nonce        *big.Int        `asn1:"optional"`
+	TSA          asn1.RawValue   `asn1:"tag:0,optional"`
+	Extensions   []pkixExtension `asn1:"tag:1,optional"`
+}
+
+// parseToken reads a granted TimeStampResp.
+func parseToken(der []byte) (*token, error) {
+	var resp struct {
+		Status struct {
+			Status   int
+			Text     []asn1.RawValue `asn1:"optional"`
+			FailInfo asn1.BitString  `asn1:"optional"`
+		}
+		Token asn1.RawValue `asn1:"optional"`
+	}
+	rest, err := asn1.Unmarshal(der, &resp)
+	if err != nil {
+		return nil, fmt.Errorf("timestamp response: %w", err)
+	}
+	if len(rest) > 0 {
+		return nil, errors.New("timestamp response has trailing data")
+	}
+	if resp.Status.Status != 0 {
+		return nil, fmt.Errorf("timestamp response has status %d", resp.Status.Status)
+	}
+	if len(resp.Token.FullBytes) == 0 {
+		return nil, errors.New("timestamp response has no token")
+	}
+	p7, err := pkcs7.Parse(resp.Token.FullBytes)
+	if err != nil {
+		return nil, fmt.Errorf("timestamp token: %w", err)
+	}
+	if len(p7.Certificates) > maxChain {
+		return nil, fmt.Errorf("timestamp token carries %d certificates, at most %d are allowed", len(p7.Certificates), maxChain)
+	}
+	var info tstInfo
+	if rest, err := asn1.Unmarshal(p7.Content, &info); err != nil {
+		return nil, fmt.Errorf("timestamp info: %w", err)
+	} else if len(rest) > 0 {
+		return nil, errors.New("timestamp info has trailing data")
+	}
+	t := &token{p7: p7, time: info.Time, digest: info.MessageImprint.HashedMessage}
+	switch alg := info.MessageImprint.HashAlgorithm.Algorithm.String(); alg {
+	case "2.16.840.1.101.3.4.2.1":
+		t.hash = crypto.SHA256
+	case "2.16.840.1.101.3.4.2.2":
+		t.hash = crypto.SHA384
+	case "2.16.840.1.101.3.4.2.3":
+		t.hash = crypto.SHA512
+	default:
+		return nil, fmt.Errorf("timestamp is over a digest of type %s", alg)
+	}
+	return t, nil
+}
