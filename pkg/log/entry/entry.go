@@ -149,46 +149,6 @@ func newEntry(kind, version string, s spec, keys, submitted []string) (Entry, er
 		return Entry{}, fmt.Errorf("canonicalizing %s %s: %w", kind, version, err)
 	}
 	if len(body) > MaxBody {
-		return s, fmt.Errorf("stored entry has %d bytes, over %d", len(body), MaxBody)
-	}
-	if err := json.Unmarshal(body, &s); err != nil {
-		return s, fmt.Errorf("parsing stored entry: %w", err)
-	}
-	return s, nil
-}
-
-// spec is a kind's part of the canonical body; its JSON form is the one that is stored.
-type spec interface {
-	keys() ([]string, error)
-}
-
-func keysOf[S spec](s stored) ([]string, error) {
-	var parsed S
-	if err := json.Unmarshal(s.Spec, &parsed); err != nil {
-		return nil, fmt.Errorf("parsing stored %s %s: %w", s.Kind, s.APIVersion, err)
-	}
-	keys, err := parsed.keys()
-	if err != nil {
-		return nil, fmt.Errorf("search keys of stored %s %s: %w", s.Kind, s.APIVersion, err)
-	}
-	return tidy(keys), nil
-}
-
-// newEntry makes the canonical body of a verified spec.
-func newEntry(kind, version string, s spec, keys, submitted []string) (Entry, error) {
-	doc, err := json.Marshal(struct {
-		APIVersion string `json:"apiVersion"`
-		Kind       string `json:"kind"`
-		Spec       spec   `json:"spec"`
-	}{version, kind, s})
-	if err != nil {
-		return Entry{}, fmt.Errorf("encoding %s %s: %w", kind, version, err)
-	}
-	body, err := jsoncanonicalizer.Transform(doc)
-	if err != nil {
-		return Entry{}, fmt.Errorf("canonicalizing %s %s: %w", kind, version, err)
-	}
-	if len(body) > MaxBody {
 		return Entry{}, fault.New(fault.TooLarge, "entry_too_large", nil, "the canonical entry has %d bytes, over the limit of %d", len(body), MaxBody)
 	}
 	return Entry{
