@@ -1,0 +1,201 @@
+// Package ca is a certificate authority that speaks Fulcio's APIs: it turns an identity token
+// and a proved public key into a code signing certificate of ten minutes with an embedded SCT.
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/pkg/ca/identity"
+)
+
+const (
+	defaultLifetime = 10 * time.Minute
+	maxLifetime     = time.Hour
+	maxBackdate     = 5 * time.Minute
+)
+
+// Options is what a CA is made of. Signer, Chain, Identity and CT (or CTDisabled) are required.
+type Options struct {
+	Signer      crypto.Signer
+	Chain       []*x509.Certificate   // issuing certificate first, root last
+	OtherChains [][]*x509.Certificate // earlier or coming ones, only listed in the trust bundle
+	Identity    *identity.Verifier
+
+	CT         CTSubmitter
+	CTDisabled bool // issue without SCT; never the effect of a setting that was forgotten
+
+	Lifetime   time.Duration // of certificates, default 10 minutes, at most an hour
+	Backdate   time.Duration // of notBefore, for clients whose clocks run behind; default 0, at most 5 minutes
+	Algorithms []string      // names of permitted client algorithms, default DefaultAlgorithms
+
+	// AuditSubject writes the certificate's subject in clear into audit lines; otherwise they
+	// carry its SHA-256.
+	AuditSubject bool
+
+	Now        func() time.Time // default time.Now
+	Rand       io.Reader        // default crypto/rand
+	Logger     *slog.Logger     // default: discard
+	Registerer prometheus.Registerer
+}
+
+// CA issues certificates. It is safe for concurrent use.
+type CA struct {
+	opts      Options
+	issuing   *issuing
+	log       ctLog
+	permitted map[algorithm]bool
+	chainDER  [][]byte
+	chainPEM  []string // without trailing newline
+	notBefore time.Time
+	notAfter  time.Time // of the whole chain
+	metrics   *metrics
+	logger    *slog.Logger
+}
+
+// New checks the chain and the key, makes a test signature and returns a CA.
+func New(o Options) (*CA, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Reader
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Lifetime == 0 {
+		o.Lifetime = defaultLifetime
+	}
+	if len(o.Algorithms) == 0 {
+		o.Algorithms = DefaultAlgorithms()
+	}
+	switch {
+	case o.Signer == nil:
+		return nil, errors.New("ca: a signing key is required")
+	case o.Identity == nil:
+		return nil, errors.New("ca: OIDC issuers are required")
+	case o.CT == nil && !o.CTDisabled:
+		return nil, errors.New("ca: a CT log is required unless it is disabled explicitly")
+	case o.CT != nil && o.CTDisabled:
+		return nil, errors.New("ca: there is a CT log and it is disabled")
+	case o.Lifetime < time.Minute || o.Lifetime > maxLifetime:
+		return nil, fmt.Errorf("ca: certificate lifetime %s is not between %s and %s", o.Lifetime, time.Minute, maxLifetime)
+	case o.Backdate < 0 || o.Backdate > maxBackdate || o.Backdate >= o.Lifetime:
+		return nil, fmt.Errorf("ca: backdate %s is not between 0 and %s", o.Backdate, maxBackdate)
+	}
+	if err := CheckChain(o.Chain, o.Signer.Public(), o.Now()); err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	ca := &CA{opts: o, logger: o.Logger, notAfter: o.Chain[0].NotAfter}
+	var err error
+	if ca.permitted, err = permitted(o.Algorithms); err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	if ca.issuing, err = newIssuing(o.Chain[0], o.Signer); err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	if o.CT != nil {
+		if ca.log, err = newCTLog(o.CT.LogKey()); err != nil {
+			return nil, fmt.Errorf("ca: %w", err)
+		}
+	}
+	for _, cert := range o.Chain {
+		ca.chainDER = append(ca.chainDER, cert.Raw)
+		ca.chainPEM = append(ca.chainPEM, strings.TrimSpace(encodePEM(cert.Raw)))
+		if cert.NotAfter.Before(ca.notAfter) {
+			ca.notAfter = cert.NotAfter
+		}
+		if cert.NotBefore.After(ca.notBefore) {
+			ca.notBefore = cert.NotBefore
+		}
+	}
+	if err := ca.issuing.selfTest(o.Rand); err != nil {
+		return nil, fmt.Errorf("ca: test signature: %w", err)
+	}
+	if ca.metrics, err = newMetrics(o.Registerer, ca.notAfter, o.Now); err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	return ca, nil
+}
+
+// selfTest signs once, so that a wrong PIN or a broken token shows before the first client.
+func (i *issuing) selfTest(random io.Reader) error {
+	sum := digest(i.sig.hash, []byte("test signature"))
+	sig, err := i.signer.Sign(random, sum, i.sig.hash)
+	if err != nil {
+		return err
+	}
+	if !verifyDigest(i.signer.Public(), i.sig.hash, sum, sig) {
+		return errors.New("it does not verify")
+	}
+	return nil
+}
+
+func sumSPKI(cert *x509.Certificate) [32]byte { return sha256.Sum256(cert.RawSubjectPublicKeyInfo) }
+
+// Ready returns nil while certificates can be issued: the chain is valid now and the CT log,
+// where it can tell, takes entries. Issuers that are down do not count.
+func (ca *CA) Ready(ctx context.Context) error {
+	if _, _, err := ca.window(); err != nil {
+		return err
+	}
+	if log, ok := ca.opts.CT.(interface{ Ready(context.Context) error }); ok {
+		return log.Ready(ctx)
+	}
+	return nil
+}
+
+// window returns the validity of a certificate issued now: never beyond the chain's, and an
+// error when the chain is not valid now (upstream issues from an expired intermediate).
+func (ca *CA) window() (notBefore, notAfter time.Time, err error) {
+	now := ca.opts.Now().UTC().Truncate(time.Second)
+	notBefore = now.Add(-ca.opts.Backdate)
+	if notBefore.Before(ca.notBefore) {
+		notBefore = ca.notBefore
+	}
+	notAfter = notBefore.Add(ca.opts.Lifetime)
+	if notAfter.After(ca.notAfter) {
+		notAfter = ca.notAfter
+	}
+	if now.Before(ca.notBefore) || !now.Before(ca.notAfter) {
+		return notBefore, notAfter, fault.New(fault.Unavailable, "ca_expired", nil,
+			"%s: the CA's own certificates are valid from %s to %s", textBackend, ca.notBefore.UTC().Format(time.RFC3339), ca.notAfter.UTC().Format(time.RFC3339))
+	}
+	return notBefore, notAfter, nil
+}
+
+// audit writes the line that joins a certificate to its token and to its log entry.
+func (ca *CA) audit(p *identity.Principal, c *Issued, entry *timestampedEntry, leafHash [32]byte, requestID string) {
+	attrs := []any{
+		"serial", hex.EncodeToString(c.Serial),
+		"oidc_issuer", p.OIDCIssuer,
+		"issuer_type", string(p.IssuerType),
+		"token", hex.EncodeToString(p.Fingerprint[:]),
+		"not_after", c.NotAfter.UTC().Format(time.RFC3339),
+		"request_id", requestID,
+	}
+	if ca.opts.AuditSubject {
+		attrs = append(attrs, "subject", p.SAN.Value)
+	} else {
+		sum := sha256.Sum256([]byte(p.SAN.Value))
+		attrs = append(attrs, "subject_sha256", hex.EncodeToString(sum[:]))
+	}
+	if entry != nil {
+		attrs = append(attrs, "leaf_hash", hex.EncodeToString(leafHash[:]), "sct_timestamp_millis", entry.timestampMillis)
+	}
+	ca.logger.Info("certificate issued", attrs...)
+}

@@ -1,0 +1,139 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+)
+
+// CTSubmitter enters precertificates in a certificate transparency log.
+type CTSubmitter interface {
+	// AddPreChain submits chain, DER, the precertificate first and the root last, and returns
+	// the SignedCertificateTimestamp as RFC 6962, section 3.2, serializes it. It returns only
+	// when the log has promised; the CA verifies the promise itself.
+	AddPreChain(ctx context.Context, chain [][]byte) (sct []byte, err error)
+	// LogKey is the key that the CA trusts to sign SCTs: ECDSA P-256 or RSA.
+	LogKey() crypto.PublicKey
+}
+
+const (
+	ctTimeout   = 5 * time.Second
+	maxSCT      = 4 << 10
+	sctPast     = time.Hour // a duplicate submission gets the SCT of the first
+	sctFuture   = time.Minute
+	sctPrecert  = 1
+	hashSHA256  = 4 // RFC 5246, section 7.4.1.4.1
+	sigRSA      = 1
+	sigECDSA    = 3
+	sctV1       = 0
+	sigTypeCert = 0 // certificate_timestamp
+)
+
+// ctLog is the log whose SCTs the CA accepts.
+type ctLog struct {
+	key   crypto.PublicKey
+	logID [32]byte // SHA-256 of the key's SubjectPublicKeyInfo
+	alg   byte
+}
+
+func newCTLog(key crypto.PublicKey) (ctLog, error) {
+	log := ctLog{key: key}
+	switch k := key.(type) {
+	case *ecdsa.PublicKey:
+		// certificate-transparency-go, which every Go client uses, refuses other curves.
+		if k.Curve != elliptic.P256() {
+			return log, errors.New("the CT log's ECDSA key is not on P-256: Go clients refuse its SCTs")
+		}
+		log.alg = sigECDSA
+	case *rsa.PublicKey:
+		if k.N.BitLen() < 2048 {
+			return log, errors.New("the CT log's RSA key is under 2048 bits")
+		}
+		log.alg = sigRSA
+	default:
+		return log, fmt.Errorf("the CT log's key is a %T; SCTs need ECDSA P-256 or RSA", key)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return log, fmt.Errorf("the CT log's key: %w", err)
+	}
+	log.logID = sha256.Sum256(spki)
+	return log, nil
+}
+
+// timestampedEntry is what an SCT and a Merkle leaf of the log both cover (RFC 6962, section 3.4).
+type timestampedEntry struct {
+	timestampMillis uint64
+	extensions      []byte
+}
+
+// check verifies sct, TLS encoding, for the precertificate entry (issuerKeyHash, tbs) at now.
+func (l ctLog) check(sct []byte, issuerKeyHash [32]byte, tbs []byte, now time.Time) (timestampedEntry, error) {
+	var e timestampedEntry
+	if len(sct) > maxSCT {
+		return e, fmt.Errorf("SCT over %d bytes", maxSCT)
+	}
+	s := cryptobyte.String(sct)
+	var version, hash, alg uint8
+	var logID []byte
+	var extensions, sig cryptobyte.String
+	if !s.ReadUint8(&version) || !s.ReadBytes(&logID, 32) || !s.ReadUint64(&e.timestampMillis) || !s.ReadUint16LengthPrefixed(&extensions) ||
+		!s.ReadUint8(&hash) || !s.ReadUint8(&alg) || !s.ReadUint16LengthPrefixed(&sig) || !s.Empty() {
+		return e, errors.New("SCT is malformed")
+	}
+	e.extensions = extensions
+	if version != sctV1 || hash != hashSHA256 || alg != l.alg {
+		return e, fmt.Errorf("SCT of version %d, hash %d, signature algorithm %d is not one of this log", version, hash, alg)
+	}
+	if [32]byte(logID) != l.logID {
+		return e, fmt.Errorf("SCT of log %x, expected %x", logID, l.logID)
+	}
+	if e.timestampMillis > 1<<53 {
+		return e, errors.New("SCT is from the future")
+	}
+	when := time.UnixMilli(int64(e.timestampMillis))
+	if when.After(now.Add(sctFuture)) || when.Before(now.Add(-sctPast)) {
+		return e, fmt.Errorf("SCT is of %s, it is %s", when.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	sum := sha256.Sum256(e.bytes(sigTypeCert, issuerKeyHash, tbs))
+	if !verifyDigest(l.key, crypto.SHA256, sum[:], sig) {
+		return e, errors.New("SCT signature does not verify with the log's key")
+	}
+	return e, nil
+}
+
+// bytes returns version, kind and the timestamped entry: with kind 0 (certificate_timestamp)
+// the input of the SCT's signature, and since timestamped_entry is 0 as well, the Merkle leaf.
+func (e timestampedEntry) bytes(kind byte, issuerKeyHash [32]byte, tbs []byte) []byte {
+	b := cryptobyte.NewBuilder(make([]byte, 0, 64+len(tbs)))
+	b.AddUint8(sctV1)
+	b.AddUint8(kind)
+	b.AddUint64(e.timestampMillis)
+	b.AddUint16(sctPrecert)
+	b.AddBytes(issuerKeyHash[:])
+	b.AddUint24LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(tbs) })
+	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(e.extensions) })
+	return b.BytesOrPanic()
+}
+
+// leafHash is SHA-256(0x00 ‖ MerkleTreeLeaf): where an auditor finds the precertificate.
+func (e timestampedEntry) leafHash(issuerKeyHash [32]byte, tbs []byte) [32]byte {
+	return sha256.Sum256(append([]byte{0}, e.bytes(0, issuerKeyHash, tbs)...))
+}
+
+// sctList returns the value of the SCT list extension: an OCTET STRING around the TLS
+// SignedCertificateTimestampList (RFC 6962, section 3.3). sigstore-python wants exactly one.
+func sctList(sct []byte) []byte {
+	n := len(sct)
+	list := append([]byte{byte((n + 2) >> 8), byte(n + 2), byte(n >> 8), byte(n)}, sct...)
+	return der(tagOctetString, list)
+}

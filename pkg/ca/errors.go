@@ -1,0 +1,61 @@
+package ca
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/attestry/attestry/internal/fault"
+)
+
+// answer is how a failed request is answered on each wire.
+type answer struct {
+	status  int        // HTTP
+	code    codes.Code // gRPC, also in the HTTP body
+	message string     // Fulcio's text, then what we add in brackets
+	level   slog.Level // client mistakes are Info, ours are Error
+	retry   bool       // trying again can help: Retry-After
+}
+
+// answerTo is the one mapping from errors to answers. Fulcio answers 400 (code 3) to every
+// mistake in a request, a bad token included; what can pass by waiting is 429 or 503.
+func answerTo(err error, requestID string) answer {
+	a := answer{level: slog.LevelInfo}
+	switch fault.KindOf(err) {
+	case fault.Invalid, fault.Unauthentic, fault.TooLarge, fault.Unprocessable, fault.Unsupported:
+		a.status, a.code = http.StatusBadRequest, codes.InvalidArgument
+	case fault.Denied:
+		a.status, a.code = http.StatusForbidden, codes.PermissionDenied
+	case fault.NotFound:
+		a.status, a.code = http.StatusNotFound, codes.NotFound
+	case fault.Overloaded:
+		a.status, a.code, a.retry = http.StatusTooManyRequests, codes.ResourceExhausted, true
+	case fault.Unavailable:
+		a.status, a.code, a.retry, a.level = http.StatusServiceUnavailable, codes.Unavailable, true, slog.LevelError
+	case fault.Canceled:
+		a.status, a.code = fault.Canceled.HTTPStatus(), codes.Canceled
+	default:
+		a.status, a.code, a.level = http.StatusInternalServerError, codes.Internal, slog.LevelError
+	}
+	a.message = fmt.Sprintf("%s [reason=%s id=%s]", fault.Public(err), fault.ReasonOf(err), requestID)
+	return a
+}
+
+// refuse counts and logs a failed request: one line, never token or key.
+func (h *Handler) refuse(ctx context.Context, err error, requestID, wire string) answer {
+	a := answerTo(err, requestID)
+	reason, _, _ := strings.Cut(fault.ReasonOf(err), ":") // a claim's name is no label
+	h.ca.metrics.rejected.WithLabelValues(reason).Inc()
+	cause := err
+	var f *fault.Error
+	if errors.As(err, &f) && f.Err != nil {
+		cause = f.Err
+	}
+	h.ca.logger.Log(ctx, a.level, "request refused", "wire", wire, "status", a.status, "reason", fault.ReasonOf(err), "request_id", requestID, "err", cause)
+	return a
+}

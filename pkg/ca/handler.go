@@ -1,0 +1,157 @@
+package ca
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"strings"
+
+	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/gen/fulcio"
+)
+
+const (
+	// MaxBody bounds a request, HTTP body or gRPC message, in bytes.
+	MaxBody = 64 << 10
+
+	defaultInFlight = 512
+	maxRequestID    = 128
+)
+
+// HandlerOptions tunes the wire side of a CA. The zero value works.
+type HandlerOptions struct {
+	MaxInFlight int      // signing requests at one time, more are refused with 429; default 512
+	Origins     []string // browser origins that may call the API; default any
+}
+
+// Handler serves a CA over Fulcio's HTTP and gRPC APIs.
+type Handler struct {
+	fulcio.UnimplementedCAServer
+	ca      *CA
+	origins []string
+	slots   chan struct{}
+}
+
+// NewHandler returns a Handler for ca: see Register, Routes and RegisterGRPC.
+func NewHandler(ca *CA, o HandlerOptions) *Handler {
+	if o.MaxInFlight <= 0 {
+		o.MaxInFlight = defaultInFlight
+	}
+	return &Handler{ca: ca, origins: o.Origins, slots: make(chan struct{}, o.MaxInFlight)}
+}
+
+// issue runs one signing request, whatever wire it came by.
+func (h *Handler) issue(ctx context.Context, req Request) (*Issued, error) {
+	select {
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
+	default:
+		return nil, fault.New(fault.Overloaded, "rate_limited", nil, "too many requests at once, try again")
+	}
+	h.ca.metrics.inFlight.Inc()
+	defer h.ca.metrics.inFlight.Dec()
+	return h.ca.Issue(ctx, req)
+}
+
+// request translates the v2 message. outer is the token beside the message: HTTP header or gRPC
+// metadata. sigstore-js sends the token in the message only, cosign, sigstore-go and
+// sigstore-python in the header only.
+func request(m *fulcio.CreateSigningCertificateRequest, outer, id string) (Request, error) {
+	token := m.GetCredentials().GetOidcIdentityToken()
+	if token != "" && outer != "" && token != outer {
+		return Request{}, fault.New(fault.Unauthentic, "malformed_token", nil, "%s: header and body carry different tokens", textToken)
+	}
+	if token == "" {
+		token = outer
+	}
+	return Request{
+		Token:     token,
+		PublicKey: []byte(m.GetPublicKeyRequest().GetPublicKey().GetContent()),
+		Proof:     m.GetPublicKeyRequest().GetProofOfPossession(),
+		CSR:       m.GetCertificateSigningRequest(),
+		ID:        id,
+	}, nil
+}
+
+// response is the v2 answer: exactly one of its two forms, sigstore-rs counts the keys.
+func response(c *Issued) *fulcio.SigningCertificate {
+	chain := &fulcio.CertificateChain{Certificates: c.PEM}
+	if c.Embedded {
+		return &fulcio.SigningCertificate{Certificate: &fulcio.SigningCertificate_SignedCertificateEmbeddedSct{
+			SignedCertificateEmbeddedSct: &fulcio.SigningCertificateEmbeddedSCT{Chain: chain},
+		}}
+	}
+	return &fulcio.SigningCertificate{Certificate: &fulcio.SigningCertificate_SignedCertificateDetachedSct{
+		SignedCertificateDetachedSct: &fulcio.SigningCertificateDetachedSCT{Chain: chain},
+	}}
+}
+
+// trustBundle lists every chain, each issuing certificate first, each PEM with its newline.
+func (h *Handler) trustBundle() *fulcio.TrustBundle {
+	out := &fulcio.TrustBundle{}
+	current := &fulcio.CertificateChain{}
+	for _, c := range h.ca.chainPEM {
+		current.Certificates = append(current.Certificates, c+"\n")
+	}
+	out.Chains = append(out.Chains, current)
+	for _, chain := range h.ca.opts.OtherChains {
+		other := &fulcio.CertificateChain{}
+		for _, cert := range chain {
+			other.Certificates = append(other.Certificates, encodePEM(cert.Raw))
+		}
+		out.Chains = append(out.Chains, other)
+	}
+	return out
+}
+
+func (h *Handler) configuration() *fulcio.Configuration {
+	out := &fulcio.Configuration{}
+	for _, i := range h.ca.opts.Identity.Issuers() {
+		o := &fulcio.OIDCIssuer{
+			Issuer:                &fulcio.OIDCIssuer_IssuerUrl{IssuerUrl: i.URL},
+			Audience:              i.Audience,
+			ChallengeClaim:        i.Challenge(),
+			SpiffeTrustDomain:     i.SPIFFETrustDomain,
+			IssuerType:            string(i.Type),
+			SubjectDomain:         i.SubjectDomain,
+			SkipEmailVerification: i.SkipEmailVerification,
+		}
+		if i.Wildcard {
+			o.Issuer = &fulcio.OIDCIssuer_WildcardIssuerUrl{WildcardIssuerUrl: i.URL}
+		}
+		out.Issuers = append(out.Issuers, o)
+	}
+	return out
+}
+
+// requestID returns the caller's id if it is fit for a log line, else a new one.
+func requestID(given string) string {
+	if given != "" && len(given) <= maxRequestID && !strings.ContainsFunc(given, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == ']' }) {
+		return given
+	}
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// bearer returns the token of an Authorization header: the scheme in any case, or a bare token
+// as upstream takes it.
+func bearer(values []string) (string, error) {
+	several := fault.New(fault.Unauthentic, "malformed_token", nil, "%s: the Authorization header does not hold one bearer token", textToken)
+	if len(values) > 1 {
+		return "", several
+	}
+	if len(values) == 0 {
+		return "", nil
+	}
+	fields := strings.Fields(values[0])
+	switch {
+	case len(fields) == 0:
+		return "", nil
+	case len(fields) == 1 && !strings.EqualFold(fields[0], "bearer"):
+		return fields[0], nil
+	case len(fields) == 2 && strings.EqualFold(fields[0], "bearer"):
+		return fields[1], nil
+	}
+	return "", several
+}

@@ -1,0 +1,140 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/pkg/ca/identity"
+)
+
+// Request asks for a certificate. CSR wins over PublicKey and Proof.
+type Request struct {
+	Token     string // identity token, compact JWS
+	PublicKey []byte // PEM or PKIX DER
+	Proof     []byte // signature over one of the principal's challenges
+	CSR       []byte // PEM PKCS #10
+
+	ID string // names the request in the audit line
+}
+
+// Issued is a new certificate.
+type Issued struct {
+	DER      []byte
+	PEM      []string // leaf, intermediates, root; no trailing newlines
+	Embedded bool     // an SCT is embedded; false only when CT is disabled
+	Serial   []byte
+	NotAfter time.Time
+}
+
+// Issue checks the token, then the key, and only then signs: a precertificate, which the CT log
+// must answer with a valid SCT, and the certificate. No certificate leaves without its SCT while
+// CT is on. Errors are classified and start with the texts of Fulcio.
+func (ca *CA) Issue(ctx context.Context, req Request) (*Issued, error) {
+	principal, err := ca.opts.Identity.Verify(ctx, req.Token)
+	if err != nil {
+		return nil, tokenFault(err)
+	}
+	pub, err := ca.provenKey(req, principal.Challenges)
+	if err != nil {
+		return nil, err
+	}
+	key, err := marshalKey(pub)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "key_malformed", err, textKey)
+	}
+	notBefore, notAfter, err := ca.window()
+	if err != nil {
+		return nil, err
+	}
+	t, err := ca.issuing.build(ca.opts.Rand, principal, key, notBefore, notAfter)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "internal", err, textBackend)
+	}
+	if err := ca.issuing.lint(t, principal); err != nil {
+		return nil, fault.New(fault.Invalid, identity.ReasonClaimRejected, err, textBadClaims)
+	}
+	return ca.complete(ctx, req, principal, t, notAfter)
+}
+
+// complete signs: the only place where certificates come to be.
+func (ca *CA) complete(ctx context.Context, req Request, principal *identity.Principal, t tbs, notAfter time.Time) (*Issued, error) {
+	var last []byte
+	var entry *timestampedEntry
+	var leafHash [32]byte
+	if ca.opts.CT != nil {
+		bare := t.with(nil)
+		sct, found, err := ca.promise(ctx, t, bare)
+		if err != nil {
+			return nil, err
+		}
+		entry, leafHash = &found, found.leafHash(ca.issuing.keyHash, bare)
+		last = extension(derSCTs, false, sctList(sct))
+	}
+	raw, err := ca.issuing.sign(ca.opts.Rand, t.with(last))
+	if err != nil {
+		return nil, fault.New(fault.Internal, "signer_failed", err, textBackend)
+	}
+	issued := &Issued{
+		DER:      raw,
+		PEM:      append([]string{strings.TrimSpace(encodePEM(raw))}, ca.chainPEM...),
+		Embedded: entry != nil,
+		Serial:   t.serial,
+		NotAfter: notAfter,
+	}
+	ca.metrics.issued.Inc()
+	ca.audit(principal, issued, entry, leafHash, req.ID)
+	return issued, nil
+}
+
+// promise enters the precertificate of t in the log and returns the log's SCT once it proved
+// to cover bare, the TBS without poison and SCT list.
+func (ca *CA) promise(ctx context.Context, t tbs, bare []byte) ([]byte, timestampedEntry, error) {
+	var none timestampedEntry
+	poisoned := t.with(derPoison)
+	if !sameButLast(poisoned, bare, t, derPoison) {
+		return nil, none, fault.New(fault.Internal, "internal", errors.New("precertificate and certificate would differ"), textBackend)
+	}
+	precert, err := ca.issuing.sign(ca.opts.Rand, poisoned)
+	if err != nil {
+		return nil, none, fault.New(fault.Internal, "signer_failed", err, textBackend)
+	}
+	limited, cancel := context.WithTimeout(ctx, ctTimeout)
+	defer cancel()
+	started := time.Now()
+	sct, err := ca.opts.CT.AddPreChain(limited, append([][]byte{precert}, ca.chainDER...))
+	if err != nil {
+		ca.metrics.ct("error", started)
+		if ctx.Err() != nil {
+			return nil, none, ctx.Err()
+		}
+		return nil, none, fault.New(fault.Unavailable, "ct_unavailable", err, textCTL)
+	}
+	entry, err := ca.log.check(sct, ca.issuing.keyHash, bare, ca.opts.Now())
+	if err != nil {
+		ca.metrics.ct("bad_sct", started)
+		return nil, none, fault.New(fault.Internal, "sct_invalid", err, textCTL)
+	}
+	ca.metrics.ct("ok", started)
+	return sct, entry, nil
+}
+
+// sameButLast reports whether with and without, two forms of t, are the same but for last.
+func sameButLast(with, without []byte, t tbs, last []byte) bool {
+	body, ok := bytes.CutSuffix(with, last)
+	return ok && bytes.HasSuffix(body, t.extensions) && bytes.HasSuffix(without, t.extensions) &&
+		bytes.Contains(body, t.head) && bytes.Contains(without, t.head)
+}
+
+// tokenFault puts Fulcio's text before what identity says, which never quotes the token. What
+// upstream answers with the detail alone (templates and claims, kind Invalid) stays as it is.
+func tokenFault(err error) error {
+	var f *fault.Error
+	if !errors.As(err, &f) || f.Kind == fault.Invalid || f.Kind == fault.Overloaded {
+		return err
+	}
+	return fault.New(f.Kind, f.Reason, err, "%s: %s", textToken, f.Detail)
+}
