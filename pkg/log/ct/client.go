@@ -81,8 +81,8 @@ func newTransport() http.RoundTripper {
 	return transport
 }
 
-// PublicKey returns the log's pinned key.
-func (c *Client) PublicKey() crypto.PublicKey { return c.key }
+// LogKey returns the log's pinned key.
+func (c *Client) LogKey() crypto.PublicKey { return c.key }
 
 // AddPreChain submits a precertificate as Handler.AddPreChain does and returns the serialized
 // SignedCertificateTimestamp. It takes at most 5 s and two attempts. A log that is busy, away

@@ -108,5 +108,5 @@ func New(o Options) (*Handler, error) {
 	}, nil
 }
 
-// PublicKey returns the log's key, ECDSA P-256.
-func (h *Handler) PublicKey() crypto.PublicKey { return h.log.PublicKey() }
+// LogKey returns the log's key, ECDSA P-256.
+func (h *Handler) LogKey() crypto.PublicKey { return h.log.PublicKey() }

@@ -342,7 +342,7 @@ func TestInProcessAndHTTPSubmittersGiveTheSameVerifiableSCT(t *testing.T) {
 	// What the authority needs of either.
 	type submitter interface {
 		AddPreChain(ctx context.Context, chain [][]byte) ([]byte, error)
-		PublicKey() crypto.PublicKey
+		LogKey() crypto.PublicKey
 	}
 	chain := ca.precertChain()
 	var first []byte
@@ -362,7 +362,7 @@ func TestInProcessAndHTTPSubmittersGiveTheSameVerifiableSCT(t *testing.T) {
 		if err := s.reference().VerifySCTSignature(sct, ctgo.PrecertLogEntryType, asn1Certs(chain)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if !s.key.PublicKey.Equal(sub.PublicKey()) {
+		if !s.key.PublicKey.Equal(sub.LogKey()) {
 			t.Errorf("%s: PublicKey is not the log's", name)
 		}
 	}
