@@ -92,7 +92,11 @@ func (s *stack) launch() {
 		s.t.Fatal(err)
 	}
 	defer f.Close() // the child has its own
-	cmd := exec.Command(attestry, append([]string{"up", "--dir", s.dir, "--listen", s.listen}, s.args...)...)
+	args := []string{"up", "--listen", s.listen}
+	if s.dir != "" {
+		args = append(args, "--dir", s.dir)
+	}
+	cmd := exec.Command(attestry, append(args, s.args...)...)
 	cmd.Stdout, cmd.Stderr = f, f
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)

@@ -1,0 +1,344 @@
+package e2e
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	stdx509 "crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	ct "github.com/google/certificate-transparency-go"
+	"github.com/google/certificate-transparency-go/x509"
+	"github.com/google/certificate-transparency-go/x509util"
+)
+
+// errUnavailable is a 503: nothing was acknowledged, come again.
+var errUnavailable = errors.New("503")
+
+// ack is what a log answered for one entry: the promise that is held against it.
+type ack struct {
+	index      uint64
+	leaf       []byte // leaf bytes; nil for a certificate, which has a leaf hash only
+	leafHash   []byte // certificates only
+	size       uint64 // of the tree head that came with it; 0 for a certificate
+	root       []byte
+	integrated int64 // Rekor v1
+}
+
+// ledger keeps every promise. It is safe for concurrent use.
+type ledger struct {
+	key    *ecdsa.PrivateKey
+	keyPEM []byte
+	keyDER []byte
+	rekor1 crypto.PublicKey // verifies SETs
+
+	mu       sync.Mutex // guards what follows
+	acks     map[string][]ack
+	inFlight map[string]string // v1 bodies whose answer did not arrive, by digest
+	strange  []error           // answers that are neither a promise nor a refusal
+}
+
+const (
+	rekor1 = "Rekor v1"
+	rekor2 = "Rekor v2"
+	ctLog  = "CT"
+)
+
+func newLedger(t *testing.T, s *stack) *ledger {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode([]byte(readFile(t, s.client("rekor.pem"))))
+	if block == nil {
+		t.Fatal("client/rekor.pem holds no PEM")
+	}
+	pub, err := stdx509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &ledger{key: key, keyPEM: []byte(publicPEM(t, key)), rekor1: pub, acks: map[string][]ack{}, inFlight: map[string]string{}}
+	der, _ := pem.Decode(l.keyPEM)
+	l.keyDER = der.Bytes
+	return l
+}
+
+func (l *ledger) promised(log string, a ack) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.acks[log] = append(l.acks[log], a)
+}
+
+func (l *ledger) count(log string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.acks[log])
+}
+
+// load submits to all three logs with several clients each until ctx ends, and returns once the
+// last of them has stopped. Answers cut off by the server's death are normal; others are kept
+// in l.strange.
+func (l *ledger) load(ctx context.Context, s *stack, token string, clients int) {
+	var all sync.WaitGroup
+	for _, submit := range []func(context.Context, *stack) error{
+		l.submit1, l.submit2, func(ctx context.Context, s *stack) error { return l.certificate(ctx, s, token) },
+	} {
+		for range clients {
+			all.Go(func() {
+				for ctx.Err() == nil {
+					err := submit(ctx, s)
+					var cut *cutOff
+					switch {
+					case err == nil:
+					case errors.As(err, &cut), errors.Is(err, errUnavailable):
+						select { // no busy loop while the server is away
+						case <-ctx.Done():
+						case <-time.After(5 * time.Millisecond):
+						}
+					default:
+						l.mu.Lock()
+						l.strange = append(l.strange, err)
+						l.mu.Unlock()
+						return
+					}
+				}
+			})
+		}
+	}
+	all.Wait()
+}
+
+// cutOff says that there was no answer, so nothing was promised.
+type cutOff struct{ err error }
+
+func (c *cutOff) Error() string { return "no answer: " + c.err.Error() }
+
+// post sends JSON and decodes the answer into to when the status is want.
+func post(ctx context.Context, url string, body any, want int, to any) error {
+	text, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	status, answer, err := call(ctx, http.MethodPost, url, "application/json", string(text))
+	if err != nil {
+		return &cutOff{err}
+	}
+	switch status {
+	case want:
+		if err := json.Unmarshal([]byte(answer), to); err != nil {
+			return fmt.Errorf("POST %s: %w in %s", url, err, answer)
+		}
+		return nil
+	case http.StatusServiceUnavailable:
+		return fmt.Errorf("POST %s: %w: %s", url, errUnavailable, answer)
+	default:
+		return fmt.Errorf("POST %s: %d, want %d: %s", url, status, want, answer)
+	}
+}
+
+// statement signs 32 fresh bytes' digest.
+func (l *ledger) statement() (digest, signature []byte, err error) {
+	var nonce [32]byte
+	if _, err := rand.Read(nonce[:]); err != nil {
+		return nil, nil, err
+	}
+	sum := sha256.Sum256(nonce[:])
+	signature, err = l.key.Sign(rand.Reader, sum[:], crypto.SHA256)
+	return sum[:], signature, err
+}
+
+// entry1 is the Rekor v1 OpenAPI LogEntry, without what the tests do not look at.
+type entry1 struct {
+	Body           []byte `json:"body"`
+	IntegratedTime int64  `json:"integratedTime"`
+	LogID          string `json:"logID"`
+	LogIndex       int64  `json:"logIndex"`
+	Verification   struct {
+		SignedEntryTimestamp []byte `json:"signedEntryTimestamp"`
+		InclusionProof       struct {
+			LogIndex uint64 `json:"logIndex"`
+			RootHash string `json:"rootHash"`
+			TreeSize uint64 `json:"treeSize"`
+		} `json:"inclusionProof"`
+	} `json:"verification"`
+}
+
+func (l *ledger) submit1(ctx context.Context, s *stack) error {
+	digest, signature, err := l.statement()
+	if err != nil {
+		return err
+	}
+	body := map[string]any{
+		"apiVersion": "0.0.1", "kind": "hashedrekord", "spec": map[string]any{
+			"data":      map[string]any{"hash": map[string]string{"algorithm": "sha256", "value": hex.EncodeToString(digest)}},
+			"signature": map[string]any{"content": signature, "publicKey": map[string]any{"content": l.keyPEM}},
+		},
+	}
+	text, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.inFlight[string(digest)] = string(text)
+	l.mu.Unlock()
+	var answer map[string]entry1
+	err = post(ctx, s.url+"/api/v1/log/entries", body, http.StatusCreated, &answer)
+	var cut *cutOff
+	if errors.As(err, &cut) {
+		return err
+	}
+	l.mu.Lock()
+	delete(l.inFlight, string(digest))
+	l.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, e := range answer {
+		a, err := l.check1(e)
+		if err != nil {
+			return err
+		}
+		l.promised(rekor1, a)
+	}
+	return nil
+}
+
+// check1 verifies the SET of a v1 entry and returns the promise.
+func (l *ledger) check1(e entry1) (ack, error) {
+	// RFC 8785 form of the SET payload; none of the values needs escaping.
+	payload := fmt.Sprintf(`{"body":%q,"integratedTime":%d,"logID":%q,"logIndex":%d}`,
+		base64.StdEncoding.EncodeToString(e.Body), e.IntegratedTime, e.LogID, e.LogIndex)
+	sum := sha256.Sum256([]byte(payload))
+	pub, ok := l.rekor1.(*ecdsa.PublicKey)
+	if !ok || !ecdsa.VerifyASN1(pub, sum[:], e.Verification.SignedEntryTimestamp) {
+		return ack{}, fmt.Errorf("the SET of entry %d does not verify", e.LogIndex)
+	}
+	root, err := hex.DecodeString(e.Verification.InclusionProof.RootHash)
+	if err != nil {
+		return ack{}, fmt.Errorf("root hash of entry %d: %w", e.LogIndex, err)
+	}
+	p := e.Verification.InclusionProof
+	return ack{index: p.LogIndex, leaf: e.Body, size: p.TreeSize, root: root, integrated: e.IntegratedTime}, nil
+}
+
+func (l *ledger) submit2(ctx context.Context, s *stack) error {
+	digest, signature, err := l.statement()
+	if err != nil {
+		return err
+	}
+	var answer struct {
+		LogIndex          string `json:"logIndex"`
+		CanonicalizedBody []byte `json:"canonicalizedBody"`
+		InclusionProof    struct {
+			RootHash []byte `json:"rootHash"`
+			TreeSize string `json:"treeSize"`
+		} `json:"inclusionProof"`
+	}
+	err = post(ctx, s.url+"/api/v2/log/entries", map[string]any{"hashedRekordRequestV002": map[string]any{
+		"digest": digest,
+		"signature": map[string]any{"content": signature, "verifier": map[string]any{
+			"keyDetails": "PKIX_ECDSA_P256_SHA_256", "publicKey": map[string]any{"rawBytes": l.keyDER},
+		}},
+	}}, http.StatusCreated, &answer)
+	if err != nil {
+		return err
+	}
+	index, err := strconv.ParseUint(answer.LogIndex, 10, 64)
+	if err != nil {
+		return fmt.Errorf("logIndex: %w", err)
+	}
+	size, err := strconv.ParseUint(answer.InclusionProof.TreeSize, 10, 64)
+	if err != nil {
+		return fmt.Errorf("treeSize: %w", err)
+	}
+	l.promised(rekor2, ack{index: index, leaf: answer.CanonicalizedBody, size: size, root: answer.InclusionProof.RootHash})
+	return nil
+}
+
+// certificate asks for one, and keeps the promise of the SCT embedded in it.
+func (l *ledger) certificate(ctx context.Context, s *stack, token string) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	csr, err := stdx509.CreateCertificateRequest(rand.Reader, &stdx509.CertificateRequest{}, key)
+	if err != nil {
+		return err
+	}
+	var answer struct {
+		Embedded struct {
+			Chain struct {
+				Certificates []string `json:"certificates"`
+			} `json:"chain"`
+		} `json:"signedCertificateEmbeddedSct"`
+	}
+	err = post(ctx, s.url+"/api/v2/signingCert", map[string]any{
+		"credentials":               map[string]string{"oidcIdentityToken": token},
+		"certificateSigningRequest": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}),
+	}, http.StatusOK, &answer)
+	if err != nil {
+		return err
+	}
+	a, err := sctPromise(answer.Embedded.Chain.Certificates)
+	if err != nil {
+		return err
+	}
+	l.promised(ctLog, a)
+	return nil
+}
+
+// sctPromise computes the CT leaf that the SCT in a PEM chain, leaf first, stands for.
+func sctPromise(chainPEM []string) (ack, error) {
+	chain, err := x509util.CertificatesFromPEM([]byte(strings.Join(chainPEM, "\n")))
+	if err != nil {
+		return ack{}, fmt.Errorf("certificate chain: %w", err)
+	}
+	scts, err := x509util.ParseSCTsFromSCTList(&x509.SignedCertificateTimestampList{SCTList: chain[0].SCTList.SCTList})
+	if err != nil || len(scts) != 1 {
+		return ack{}, fmt.Errorf("%d embedded SCTs: %w", len(scts), err)
+	}
+	leaf, err := ct.MerkleTreeLeafForEmbeddedSCT(chain, scts[0].Timestamp)
+	if err != nil {
+		return ack{}, fmt.Errorf("CT leaf: %w", err)
+	}
+	leaf.TimestampedEntry.Extensions = scts[0].Extensions // static-ct puts the index there
+	hash, err := ct.LeafHashForLeaf(leaf)
+	if err != nil {
+		return ack{}, fmt.Errorf("CT leaf hash: %w", err)
+	}
+	return ack{leafHash: hash[:]}, nil
+}
+
+// shards returns the base URL of the CT log in the trusted root.
+func (s *stack) ctBase() string {
+	s.t.Helper()
+	var root struct {
+		Ctlogs []struct {
+			BaseURL string `json:"baseUrl"`
+		} `json:"ctlogs"`
+	}
+	data, err := os.ReadFile(s.client("trusted_root.json"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, &root); err != nil || len(root.Ctlogs) == 0 {
+		s.t.Fatalf("trusted_root.json: %v, %d CT logs", err, len(root.Ctlogs))
+	}
+	return strings.TrimSuffix(root.Ctlogs[0].BaseURL, "/")
+}
