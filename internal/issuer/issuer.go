@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -152,12 +153,24 @@ func (p *Provider) routes() http.Handler {
 		"GET /device":                p.devicePage,
 		"POST /device":               p.device,
 		"POST /device_authorization": op.DeviceAuthorizationHandler(p.op),
-		"POST /oauth/token":          func(w http.ResponseWriter, r *http.Request) { op.Exchange(w, r, p.op) },
+		"POST /oauth/token":          p.token,
 		"GET /userinfo":              func(w http.ResponseWriter, r *http.Request) { op.Userinfo(w, r, p.op) },
 	} {
 		mux.Handle(pattern, p.sameHost(h))
 	}
 	return mux
+}
+
+// token answers POST /oauth/token. A device that polls, every second for minutes, is answered
+// here: the library would write a line about each poll to the process's default logger.
+func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
+	if r.PostFormValue("grant_type") == string(oidc.GrantTypeDeviceCode) && p.storage.pending(r.PostFormValue("device_code")) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusBadRequest) // RFC 8628, section 3.5
+		_, _ = io.WriteString(w, `{"error":"authorization_pending"}`+"\n")
+		return
+	}
+	op.Exchange(w, r, p.op)
 }
 
 // discovery answers GET /.well-known/openid-configuration with what routes serves, no more.

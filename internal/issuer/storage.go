@@ -224,6 +224,14 @@ func (s *storage) GetDeviceAuthorizatonState(_ context.Context, clientID, device
 	return &d.DeviceAuthorizationState, nil
 }
 
+// pending tells whether the device code is good and its user has not answered yet.
+func (s *storage) pending(deviceCode string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, ok := s.devices[deviceCode]
+	return ok && !d.Done && !d.Denied && s.now().Before(d.Expires)
+}
+
 // approve completes the device flow of userCode as email, or denies it when email is empty.
 func (s *storage) approve(userCode, email string) error {
 	s.mu.Lock()

@@ -25,7 +25,7 @@ func TestSignIn(t *testing.T) {
 		identity              string
 	}{
 		{"cosign opens a browser", "cosign", "v3.1.3", true, func(b *sandbox) []string {
-			return flags([]string{"sign-blob", "--yes", "--bundle", b.path("bundle")}, files, []string{b.file("blob", "browser")})
+			return flags([]string{"sign-blob", "--yes", "--fulcio-auth-flow", "normal", "--bundle", b.path("bundle")}, files, []string{b.file("blob", "browser")})
 		}, "alice@example.com"},
 		{"cosign prints an address and asks for a code", "cosign", "v3.1.3", false, func(b *sandbox) []string {
 			return flags([]string{"sign-blob", "--yes", "--fulcio-auth-flow", "normal", "--bundle", b.path("bundle")}, files, []string{b.file("blob", "out of band")})
