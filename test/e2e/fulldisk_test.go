@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"errors"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -87,7 +86,7 @@ func fill(t *testing.T, path string) {
 	defer f.Close()
 	for _, chunk := range []int{1 << 20, 4096, 1} {
 		for {
-			if _, err := io.WriteString(f, string(make([]byte, chunk))); errors.Is(err, syscall.ENOSPC) {
+			if _, err := f.Write(make([]byte, chunk)); errors.Is(err, syscall.ENOSPC) {
 				break
 			} else if err != nil {
 				t.Fatal(err)
