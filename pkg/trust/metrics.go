@@ -23,7 +23,7 @@ func newPublisherMetrics(reg prometheus.Registerer) (*publisherMetrics, error) {
 			Name: "tuf_metadata_version", Help: "Version of the published metadata of a role.",
 		}, []string{"role"}),
 		updates: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tuf_updates_total", Help: "Times that the repository was brought up to date, by outcome.",
+			Name: "tuf_updates_total", Help: "Publications of new metadata, by outcome.",
 		}, []string{"outcome"}),
 	}
 	for _, c := range m.collectors() {

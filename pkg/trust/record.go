@@ -83,6 +83,9 @@ const (
 // For a CA or TSA it is the SHA-256 of the concatenated DER chain.
 func (r *Record) LogID() [32]byte { return r.digest }
 
+// Check says what is wrong with r by itself, nil when the inventory could take it.
+func (r Record) Check() error { return r.parse() }
+
 // parse checks r, fills in ID, Start and the parsed material, and normalizes times and PEM.
 func (r *Record) parse() error {
 	if err := r.parseURL(); err != nil {
