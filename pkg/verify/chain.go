@@ -1,11 +1,13 @@
 package verify
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -17,10 +19,17 @@ type authority struct {
 	usage   x509.ExtKeyUsage
 	roots   *x509.CertPool
 	inter   *x509.CertPool
-	issuers []*issuer
+	issuers []candidate
 }
 
-// issuer is an intermediate whose own chain to the root was verified when the trusted root was read. Inside
+// candidate is a certificate that may have issued a leaf. Its chain is verified when the first leaf asks for it,
+// so that a command pays for one of them only.
+type candidate struct {
+	cert   *x509.Certificate
+	issuer func() *issuer // nil result: take the long way
+}
+
+// issuer is an intermediate whose own chain to the root was verified once. Inside
 // window, validating a leaf with this intermediate as the anchor gives the same answer as validating
 // it to the root: signatures do not depend on time, every certificate above is valid throughout, carries no
 // name constraint and leaves room for one more certificate, and key usages nest (a usage is
@@ -38,9 +47,7 @@ func newAuthority(root *x509.Certificate, intermediates []*x509.Certificate, win
 		a.inter.AddCert(c)
 	}
 	for _, c := range append([]*x509.Certificate{root}, intermediates...) {
-		if i := a.shortcut(c); i != nil {
-			a.issuers = append(a.issuers, i)
-		}
+		a.issuers = append(a.issuers, candidate{cert: c, issuer: sync.OnceValue(func() *issuer { return a.shortcut(c) })})
 	}
 	return a
 }
@@ -87,8 +94,12 @@ func (a *authority) verify(leaf *x509.Certificate, t time.Time, extra []*x509.Ce
 		return nil, fmt.Errorf("%s is outside the authority's window, %s", t.UTC().Format(time.RFC3339), a.window)
 	}
 	opts := x509.VerifyOptions{CurrentTime: t, KeyUsages: []x509.ExtKeyUsage{a.usage}}
-	for _, i := range a.issuers {
-		if !slices.Equal(leaf.RawIssuer, i.cert.RawSubject) || !i.window.contains(t) || leaf.Equal(i.cert) {
+	for _, c := range a.issuers {
+		if !bytes.Equal(leaf.RawIssuer, c.cert.RawSubject) || leaf.Equal(c.cert) {
+			continue
+		}
+		i := c.issuer()
+		if i == nil || !i.window.contains(t) {
 			continue
 		}
 		opts.Roots = i.anchor

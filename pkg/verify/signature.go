@@ -129,7 +129,7 @@ func (a *attempt) verifySignature() error {
 		return fail(ReasonSubjectMismatch, nil, "the bundle holds a %s digest, the artifact is given by another", b.digestAlg)
 	}
 	if !bytes.Equal(digest, b.digest) {
-		return fail(ReasonSubjectMismatch, nil, "the bundle is for %s:%x, the artifact is %s:%x", b.digestAlg, b.digest, b.digestAlg, digest)
+		return fail(ReasonSubjectMismatch, nil, "the bundle is for digest %s:%x, the artifact has %s:%x", b.digestAlg, b.digest, b.digestAlg, digest)
 	}
 	for _, h := range hashesFor(a.key) {
 		if d, ok := a.artifact.digests[nameOf(h)]; ok && verifyDigest(a.key, h, d, b.signature) {

@@ -1,0 +1,198 @@
+// Package sign makes version 0.3 bundles: an ephemeral P-256 key, a certificate for an identity token, entries
+// in the transparency logs and timestamps that a signing config names. What the services answered is
+// verified against the trusted root before a bundle is handed out.
+package sign
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	prototrust "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
+	"github.com/sigstore/sigstore-go/pkg/root"
+	"github.com/sigstore/sigstore-go/pkg/sign"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/attestry/attestry/pkg/verify"
+)
+
+const (
+	requestTimeout = 30 * time.Second // of one request to one service
+	retries        = 2                // after 1 and 2 seconds, on 429 and 5xx
+)
+
+// Options say where to sign and as whom. Every field without "may be nil" is required.
+type Options struct {
+	SigningConfig []byte // signing_config.v0.2 JSON
+	TrustedRoot   []byte // trusted_root.json, verifies what the services answered
+	IdentityToken string // OpenID Connect ID token (JWT)
+
+	Transport http.RoundTripper // CA and timestamp authorities; may be nil: http.DefaultTransport
+	Now       func() time.Time  // chooses among services by their validity; may be nil: time.Now
+}
+
+// Signed is a finished bundle and what verifying it proved.
+type Signed struct {
+	Bundle []byte // JSON, media type application/vnd.dev.sigstore.bundle.v0.3+json
+	Result *verify.Result
+}
+
+// Blob signs data itself (message signature).
+func Blob(ctx context.Context, o Options, data []byte) (*Signed, error) {
+	return bundle(ctx, o, &sign.PlainData{Data: data}, verify.FromBytes(data))
+}
+
+// Statement signs an in-toto statement in a DSSE envelope, byte for byte as given.
+func Statement(ctx context.Context, o Options, statement []byte) (*Signed, error) {
+	if _, err := verify.ParseStatement(statement); err != nil {
+		return nil, err
+	}
+	return bundle(ctx, o, &sign.DSSEData{Data: statement, PayloadType: "application/vnd.in-toto+json"}, verify.AnySubject())
+}
+
+func bundle(ctx context.Context, o Options, content sign.Content, artifact verify.Artifact) (*Signed, error) {
+	if len(o.TrustedRoot) == 0 {
+		return nil, errors.New("no trusted root: what the services answer could not be verified")
+	}
+	verifier, err := verify.New(o.TrustedRoot)
+	if err != nil {
+		return nil, err
+	}
+	if strings.Count(o.IdentityToken, ".") != 2 {
+		return nil, errors.New("the identity token is not a JWT")
+	}
+	services, err := selectServices(o)
+	if err != nil {
+		return nil, err
+	}
+	key, err := sign.NewEphemeralKeypair(nil) // ECDSA P-256 with SHA-256
+	if err != nil {
+		return nil, fmt.Errorf("making a key: %w", err)
+	}
+	pb, err := sign.Bundle(content, key, services.options(ctx, o))
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("signing: %w", ctx.Err())
+		}
+		return nil, fmt.Errorf("signing: %w", err)
+	}
+	spaced, err := protojson.Marshal(pb)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the bundle: %w", err)
+	}
+	var compact bytes.Buffer // protojson varies its white space on purpose
+	if err := json.Compact(&compact, spaced); err != nil {
+		return nil, fmt.Errorf("encoding the bundle: %w", err)
+	}
+	// The key was made here, so whoever the certificate names holds no other signature of ours: any identity will do.
+	anyone, err := verify.NewIdentity("", "(?s).*", "", "(?s).*")
+	if err != nil {
+		return nil, err
+	}
+	result, err := verifier.Verify(compact.Bytes(), artifact, &verify.Policy{Identities: []verify.Identity{anyone}})
+	if err != nil {
+		return nil, fmt.Errorf("the services' answers do not verify against the trusted root (%s): %w", verify.ReasonOf(err), err)
+	}
+	return &Signed{Bundle: compact.Bytes(), Result: result}, nil
+}
+
+// services are those that a signing config selects for one signature.
+type services struct {
+	ca   root.Service
+	logs []root.Service
+	tsas []root.Service
+}
+
+// selectServices reads the signing config. It takes the highest API version that we speak and, in it, as many operators as
+// the selector asks for, as all clients do (signing_config v0.2).
+func selectServices(o Options) (*services, error) {
+	config, parsed, err := parseSigningConfig(o.SigningConfig)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now
+	if o.Now != nil {
+		now = o.Now
+	}
+	s := &services{}
+	if s.ca, err = root.SelectService(parsed.FulcioCertificateAuthorityURLs(), sign.FulcioAPIVersions, now()); err != nil {
+		return nil, fmt.Errorf("signing config: certificate authority: %w", err)
+	}
+	if len(config.GetRekorTlogUrls()) > 0 {
+		if config.GetRekorTlogConfig() == nil {
+			return nil, errors.New("signing config: rekorTlogUrls without rekorTlogConfig")
+		}
+		if s.logs, err = root.SelectServices(parsed.RekorLogURLs(), parsed.RekorLogURLsConfig(), sign.RekorAPIVersions, now()); err != nil {
+			return nil, fmt.Errorf("signing config: transparency log: %w", err)
+		}
+	}
+	if len(config.GetTsaUrls()) > 0 {
+		if config.GetTsaConfig() == nil {
+			return nil, errors.New("signing config: tsaUrls without tsaConfig")
+		}
+		if s.tsas, err = root.SelectServices(parsed.TimestampAuthorityURLs(), parsed.TimestampAuthorityURLsConfig(), sign.TimestampAuthorityAPIVersions, now()); err != nil {
+			return nil, fmt.Errorf("signing config: timestamp authority: %w", err)
+		}
+	}
+	return s, nil
+}
+
+const maxSigningConfigBytes = 1 << 20
+
+func parseSigningConfig(data []byte) (*prototrust.SigningConfig, *root.SigningConfig, error) {
+	if len(data) == 0 {
+		return nil, nil, errors.New("no signing config: it names the services to sign with, and there is no public default")
+	}
+	if len(data) > maxSigningConfigBytes {
+		return nil, nil, fmt.Errorf("signing config is larger than %d bytes", maxSigningConfigBytes)
+	}
+	config, err := root.NewSigningConfigProtobuf(data)
+	if err != nil {
+		return nil, nil, fmt.Errorf("signing config: %w", err)
+	}
+	parsed, err := root.NewSigningConfigFromProtobuf(config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("signing config: %w", err)
+	}
+	return config, parsed, nil
+}
+
+// OIDCIssuer returns the issuer to sign in at: the first that a signing config names.
+func OIDCIssuer(signingConfig []byte, now time.Time) (string, error) {
+	_, parsed, err := parseSigningConfig(signingConfig)
+	if err != nil {
+		return "", err
+	}
+	service, err := root.SelectService(parsed.OIDCProviderURLs(), []uint32{1}, now)
+	if err != nil {
+		return "", fmt.Errorf("signing config: OpenID provider: %w", err)
+	}
+	return service.URL, nil
+}
+
+func (s *services) options(ctx context.Context, o Options) sign.BundleOptions {
+	transport := bind(ctx, o.Transport)
+	opts := sign.BundleOptions{
+		Context: ctx,
+		CertificateProvider: sign.NewFulcio(&sign.FulcioOptions{
+			BaseURL: strings.TrimSuffix(s.ca.URL, "/"), Timeout: requestTimeout, Retries: retries, Transport: transport,
+		}),
+		CertificateProviderOptions: &sign.CertificateProviderOptions{IDToken: o.IdentityToken},
+	}
+	for _, tsa := range s.tsas {
+		opts.TimestampAuthorities = append(opts.TimestampAuthorities, sign.NewTimestampAuthority(&sign.TimestampAuthorityOptions{
+			URL: tsa.URL, Timeout: requestTimeout, Retries: retries, Transport: transport,
+		}))
+	}
+	for _, log := range s.logs {
+		opts.TransparencyLogs = append(opts.TransparencyLogs, sign.NewRekor(&sign.RekorOptions{
+			BaseURL: strings.TrimSuffix(log.URL, "/"), Timeout: requestTimeout, Retries: retries, Version: log.MajorAPIVersion,
+		}))
+	}
+	return opts
+}
