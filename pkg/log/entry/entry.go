@@ -26,11 +26,11 @@ import (
 
 // Bounds of one entry.
 const (
-	MaxBody         = 65535  // bytes of a canonical body: entry bundles carry a 16-bit length (c2sp.org/tlog-tiles)
-	MaxSignatures   = 16     // of an envelope, and verifiers offered for them
-	MaxCertificates = 10     // of a chain
-	maxSubmitted    = 10_000 // subjects and materials of a statement
-	maxKey          = 512    // bytes of a search key
+	MaxBody         = 65535 // bytes of a canonical body: entry bundles carry a 16-bit length (c2sp.org/tlog-tiles)
+	MaxSignatures   = 16    // of an envelope, and verifiers offered for them
+	MaxCertificates = 10    // of a chain
+	maxSubmitted    = 4096  // subjects and materials of a statement
+	maxKey          = 512   // bytes of a search key
 )
 
 // Entry is a verified submission.

@@ -111,7 +111,7 @@ func TestRefusedProposals(t *testing.T) {
 		{"an envelope with two payloads", dsseDoc(strings.Replace(env, "{", `{"payload":"",`, 1), s.pem), fault.Invalid, "bad_envelope", `duplicate member "payload"`},
 		{"an envelope without signatures", dsseDoc(`{"payload":"","payloadType":"x","signatures":[]}`, s.pem), fault.Invalid, "missing_field", "1 or more signatures"},
 		{"a signature without a verifier", dsseDoc(envelopeJSON(t, m, s, other), s.pem), fault.Invalid, "bad_signature", "all signatures must have a key"},
-		{"more subjects than can be stored", dsseDoc(envelopeJSON(t, crowd, s), s.pem), fault.TooLarge, "too_many_subjects", "over the limit of 10000"},
+		{"more subjects than can be stored", dsseDoc(envelopeJSON(t, crowd, s), s.pem), fault.TooLarge, "too_many_subjects", "over the limit of 4096"},
 		{"an intoto hash that is none", set(t, intoto, "spec.content.hash.value", "x"), fault.Invalid, "bad_field", "content.hash"},
 		{"an intoto payload encoded once", set(t, intoto, "spec.content.envelope.payload", m.payload), fault.Invalid, "bad_base64", "encoded twice"},
 		{"an intoto body over 65,535 bytes", intoto002Doc(t, big, "", s), fault.TooLarge, "entry_too_large", "over the limit of 65535"},

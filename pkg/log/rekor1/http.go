@@ -1,0 +1,223 @@
+package rekor1
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/chi/v5/middleware"
+	"github.com/rs/cors"
+
+	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/pkg/log/entry/ijson"
+)
+
+// newRouter lists the operations.
+func (h *Handler) newRouter() http.Handler {
+	r := chi.NewRouter()
+	r.Use(cors.Default().Handler) // the search UI runs in a browser
+	r.NotFound(h.serve("unknown", func(_ http.ResponseWriter, r *http.Request) error {
+		return noPathError{r.URL.Path}
+	}))
+	r.MethodNotAllowed(h.serve("unknown", func(_ http.ResponseWriter, req *http.Request) error {
+		return methodError{req.Method, allowed(r, req.URL.Path)}
+	}))
+	for _, op := range []struct {
+		method, path string
+		serve        func(http.ResponseWriter, *http.Request) error
+	}{
+		{http.MethodPost, "/api/v1/log/entries", h.createEntry},
+		{http.MethodGet, "/api/v1/log/entries", h.entryByIndex},
+		{http.MethodPost, "/api/v1/log/entries/retrieve", h.retrieveEntries},
+		{http.MethodPost, "/api/v1/log/entries/retrieve/", h.retrieveEntries}, // sigstore-python's helper adds the slash
+		{http.MethodGet, "/api/v1/log/entries/{entryUUID}", h.entryByUUID},
+		{http.MethodGet, "/api/v1/log", h.logInfo},
+		{http.MethodGet, "/api/v1/log/proof", h.logProof},
+		{http.MethodGet, "/api/v1/log/publicKey", h.logPublicKey},
+		{http.MethodPost, "/api/v1/index/retrieve", h.searchIndex},
+	} {
+		var handler http.Handler = h.serve(strings.TrimSuffix(op.path, "/"), op.serve)
+		if op.method == http.MethodGet {
+			handler = middleware.NoCache(handler)
+		}
+		r.Method(op.method, op.path, handler)
+	}
+	r.Get("/ping", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		io.WriteString(w, ".")
+	})
+	return r
+}
+
+func allowed(r chi.Routes, path string) []string {
+	var methods []string
+	for _, m := range []string{http.MethodGet, http.MethodPost} {
+		if r.Match(chi.NewRouteContext(), m, path) {
+			methods = append(methods, m)
+		}
+	}
+	return methods
+}
+
+// serve turns an operation into a handler that reports its error and counts it.
+func (h *Handler) serve(path string, op func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		started := h.now()
+		answer := middleware.NewWrapResponseWriter(w, r.ProtoMajor)
+		if err := op(answer, r); err != nil {
+			h.fail(answer, r, path, err)
+		}
+		h.metrics.observe(path, r.Method, answer.Status(), h.now().Sub(started))
+	}
+}
+
+// Errors that have a shape of their own in this API.
+type (
+	// schemaError is a breach of the OpenAPI schema: HTTP 422, and in the body the validator's code.
+	schemaError struct {
+		code int
+		text string
+	}
+	methodError struct {
+		method  string
+		allowed []string
+	}
+	noPathError   struct{ path string }
+	conflictError struct{ entryID string }
+)
+
+// Codes of go-openapi's validator.
+const (
+	codeType     = 601
+	codeRequired = 602
+	codeTooLong  = 603
+	codePattern  = 605
+	codeEnum     = 606
+	codeMinimum  = 609
+	codeMaxItems = 611
+	codeMinItems = 612
+)
+
+func (e schemaError) Error() string { return e.text }
+func (e methodError) Error() string {
+	return fmt.Sprintf("method %s is not allowed, but [%s] are", e.method, strings.Join(e.allowed, ","))
+}
+func (e noPathError) Error() string { return fmt.Sprintf("path %s was not found", e.path) }
+func (e conflictError) Error() string {
+	return "an equivalent entry already exists in the transparency log with UUID " + e.entryID
+}
+
+func schema(code int, format string, args ...any) error {
+	return schemaError{code, fmt.Sprintf(format, args...)}
+}
+
+// fail is the one place that chooses status, body and log level of an error.
+func (h *Handler) fail(w http.ResponseWriter, r *http.Request, path string, err error) {
+	kind, reason, text := fault.KindOf(err), fault.ReasonOf(err), fault.Public(err)
+	status := kind.HTTPStatus()
+	code, silent := status, kind == fault.NotFound // an entry that is not there is 404 without a body
+	var schemaErr schemaError
+	var methodErr methodError
+	var pathErr noPathError
+	var conflict conflictError
+	switch {
+	case errors.As(err, &schemaErr):
+		status, code, reason, text = http.StatusUnprocessableEntity, schemaErr.code, "schema", err.Error()
+	case errors.As(err, &methodErr):
+		status, code, reason, text = http.StatusMethodNotAllowed, http.StatusMethodNotAllowed, "method_not_allowed", err.Error()
+		w.Header().Set("Allow", strings.Join(methodErr.allowed, ","))
+	case errors.As(err, &pathErr):
+		status, code, reason, text = http.StatusNotFound, http.StatusNotFound, "no_such_path", err.Error()
+	case errors.As(err, &conflict):
+		status, code, reason, text = http.StatusConflict, http.StatusConflict, "duplicate", err.Error()
+		w.Header().Set("Location", entriesPath+"/"+conflict.entryID)
+	case errors.Is(err, errNoSearch):
+		status, code, reason, text = http.StatusNotImplemented, http.StatusNotImplemented, "search_off", err.Error()
+	case kind == fault.Canceled:
+		text = "client disconnected during request"
+	case status >= http.StatusInternalServerError:
+		w.Header().Set("Retry-After", "1") // POSTs are idempotent, clients may come again
+	}
+	level := slog.LevelInfo
+	if status >= http.StatusInternalServerError {
+		level = slog.LevelError
+	}
+	h.logger.Log(r.Context(), level, "rekor v1 request refused", "method", r.Method, "path", path, "status", status, "reason", reason, "err", err)
+	if silent {
+		w.WriteHeader(status)
+		return
+	}
+	body, err := json.Marshal(struct {
+		Code    int    `json:"code"`
+		Message string `json:"message"`
+	}{code, text})
+	if err == nil {
+		write(w, "application/json", status, body)
+	}
+}
+
+// readJSON reads a request's body; name is the parameter's in upstream's error texts.
+func (h *Handler) readJSON(w http.ResponseWriter, r *http.Request, name string) (ijson.Value, error) {
+	if r.ContentLength == 0 {
+		return ijson.Value{}, schema(codeRequired, "%s in body is required", name)
+	}
+	contentType := r.Header.Get("Content-Type")
+	if contentType == "" {
+		contentType = "application/octet-stream"
+	}
+	if media, _, err := mime.ParseMediaType(contentType); err != nil || media != "application/json" {
+		return ijson.Value{}, fault.New(fault.Unsupported, "content_type", err, "unsupported media type %q, only [application/json] are allowed", contentType)
+	}
+	var body bytes.Buffer
+	if r.ContentLength > 0 && r.ContentLength <= h.maxBody {
+		body.Grow(int(min(r.ContentLength, 1<<20)) + bytes.MinRead)
+	}
+	if _, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, h.maxBody)); err != nil {
+		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+			return ijson.Value{}, fault.New(fault.TooLarge, "body_too_large", nil, "Request Entity Too Large: the body is over %d bytes", tooLarge.Limit)
+		}
+		if r.Context().Err() != nil {
+			return ijson.Value{}, r.Context().Err()
+		}
+		return ijson.Value{}, fault.New(fault.Invalid, "body_unreadable", err, "the request body could not be read")
+	}
+	if body.Len() == 0 {
+		return ijson.Value{}, schema(codeRequired, "%s in body is required", name)
+	}
+	v, err := ijson.Parse(body.Bytes())
+	if err == nil && v.Kind != ijson.Object {
+		err = errors.New("it is not a JSON object")
+	}
+	if err != nil {
+		return ijson.Value{}, parseError(name, err)
+	}
+	return v, nil
+}
+
+func parseError(name string, err error) error {
+	return fault.New(fault.Invalid, "bad_json", err, "parsing %s body from %q failed, because %v", name, "", err)
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encoding the answer: %w", err)
+	}
+	write(w, "application/json", status, body)
+	return nil
+}
+
+func write(w http.ResponseWriter, contentType string, status int, body []byte) {
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	w.Write(body) // an error here is a client that left
+}

@@ -1,0 +1,131 @@
+// Package rekor1 serves a log as Rekor v1: the REST API of cosign 2, cosign 3 with a v1 signing
+// config, rekor-cli, policy-controller and the search UI. Status codes, headers and error
+// bodies are those of upstream's generated server where a client reads them.
+//
+//	POST /api/v1/log/entries                 201 LogEntry map, ETag, Location; 409 with Location
+//	GET  /api/v1/log/entries?logIndex=N      200 LogEntry map; 404 without body
+//	GET  /api/v1/log/entries/{entryID|UUID}  200 LogEntry map; 404 without body
+//	POST /api/v1/log/entries/retrieve        200 array of LogEntry maps
+//	GET  /api/v1/log                         200 size, root, checkpoint
+//	GET  /api/v1/log/proof                   200 consistency proof
+//	GET  /api/v1/log/publicKey               200 PEM
+//	POST /api/v1/index/retrieve              200 array of entry IDs
+//	GET  /ping                               200 "."
+//
+// An entry's UUID is its leaf hash in hex; its entry ID is the tree ID in 16 hex digits and the UUID.
+package rekor1
+
+import (
+	"context"
+	"crypto"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/attestry/attestry/internal/signer"
+	"github.com/attestry/attestry/pkg/log"
+)
+
+// DefaultMaxBody is the limit of a request's body: an attestation of some tens of megabytes is legitimate.
+const DefaultMaxBody = 64 << 20
+
+// Log is what this package needs of a Rekor v1 log; *log.Log has it.
+type Log interface {
+	// Add returns once the entry stands in a signed tree; a second time with Duplicate set.
+	Add(ctx context.Context, s log.Submission) (log.Receipt, error)
+	// Checkpoint returns the newest signed tree; reads never go past its size.
+	Checkpoint() *log.Checkpoint
+	InclusionProof(ctx context.Context, index, size uint64) ([][]byte, error)
+	ConsistencyProof(ctx context.Context, first, second uint64) ([][]byte, error)
+	Leaf(ctx context.Context, index uint64) (log.Leaf, error)
+	// IndexOf returns fault.NotFound for a leaf that the signed tree does not have.
+	IndexOf(ctx context.Context, leafHash [32]byte) (uint64, error)
+	// SignSET returns a DER ECDSA signature over the JCS form of body, integratedTime, logID and logIndex.
+	SignSET(ctx context.Context, index uint64, body []byte, integratedUnix int64) ([]byte, error)
+	LogID() [32]byte
+	PublicKey() crypto.PublicKey
+	TreeID() int64
+}
+
+// Index finds entries.
+type Index interface {
+	// Search returns the indexes of entries that have any of the keys, or all of them: at most max, the newest.
+	Search(ctx context.Context, keys []string, all bool, max int) ([]uint64, error)
+}
+
+// Options are a handler's parts.
+type Options struct {
+	Log     Log
+	Index   Index // nil: search answers 501
+	MaxBody int64 // bytes of a request's body; 0 means DefaultMaxBody
+	Logger  *slog.Logger
+	// Registerer takes the metrics, under the names that upstream's dashboards know; nil for none.
+	Registerer prometheus.Registerer
+	Now        func() time.Time // nil means time.Now; measures requests
+}
+
+// Handler serves the API.
+type Handler struct {
+	log       Log
+	index     Index
+	maxBody   int64
+	logger    *slog.Logger
+	now       func() time.Time
+	metrics   *metrics
+	router    http.Handler
+	logID     string // hex
+	publicKey []byte // PEM
+	treeID    int64
+}
+
+// New returns a handler of one log.
+func New(opts Options) (*Handler, error) {
+	if opts.Log == nil || opts.Logger == nil {
+		return nil, errors.New("rekor1: Log and Logger are required")
+	}
+	if opts.Log.TreeID() <= 0 {
+		return nil, fmt.Errorf("rekor1: tree ID %d is not positive", opts.Log.TreeID())
+	}
+	if opts.MaxBody == 0 {
+		opts.MaxBody = DefaultMaxBody
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	pem, err := signer.PublicPEM(opts.Log.PublicKey())
+	if err != nil {
+		return nil, fmt.Errorf("rekor1: encoding the log's public key: %w", err)
+	}
+	metrics, err := newMetrics(opts.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("rekor1: %w", err)
+	}
+	logID := opts.Log.LogID()
+	h := &Handler{
+		log: opts.Log, index: opts.Index, maxBody: opts.MaxBody, logger: opts.Logger, now: opts.Now, metrics: metrics,
+		logID: hex.EncodeToString(logID[:]), publicKey: pem, treeID: opts.Log.TreeID(),
+	}
+	h.router = h.newRouter()
+	return h, nil
+}
+
+// ServeHTTP serves the absolute paths of the API; anything else is 404 in the API's shape.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.router.ServeHTTP(w, r) }
+
+// Routes puts the API's paths on r, whatever the method: wrong ones are answered in the API's shape.
+func (h *Handler) Routes(r chi.Router) {
+	for _, path := range []string{"/api/v1/log", "/api/v1/log/*", "/api/v1/index/*", "/ping"} {
+		r.Handle(path, h)
+	}
+}
+
+// entryID names an entry among all shards.
+func (h *Handler) entryID(leafHash [32]byte) string {
+	return fmt.Sprintf("%016x%x", h.treeID, leafHash)
+}

@@ -1,0 +1,141 @@
+package rekor1
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/mail"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/pkg/log/entry"
+	"github.com/attestry/attestry/pkg/log/entry/ijson"
+)
+
+// maxFound is how many entries a search may find. The API has no pages and no way to say that
+// there are more, so a search that finds more is an error and not a part of the answer.
+const maxFound = 10_000
+
+const maxSubject = 512
+
+var errNoSearch = errors.New("Search Index API not enabled in this Rekor instance") //nolint:staticcheck // upstream's text
+
+// searchIndex serves POST /api/v1/index/retrieve: the IDs of entries that match one ("or") or
+// all ("and") of hash, email, subject and publicKey.
+func (h *Handler) searchIndex(w http.ResponseWriter, r *http.Request) error {
+	if h.index == nil {
+		return errNoSearch
+	}
+	query, err := h.readJSON(w, r, "query")
+	if err != nil {
+		return err
+	}
+	keys, all, err := searchKeys(query)
+	if err != nil {
+		return err
+	}
+	ids := []string{}
+	if len(keys) == 0 {
+		return writeJSON(w, http.StatusOK, ids)
+	}
+	indexes, err := h.index.Search(r.Context(), keys, all, maxFound)
+	if err != nil {
+		return err
+	}
+	if len(indexes) >= maxFound {
+		return fault.New(fault.Unprocessable, "too_many_results", nil, "the search finds %d entries or more; narrow it with operator \"and\"", maxFound)
+	}
+	for _, index := range indexes {
+		leaf, err := h.log.Leaf(r.Context(), index)
+		if err != nil {
+			return fmt.Errorf("reading entry %d that the search found: %w", index, err)
+		}
+		ids = append(ids, h.entryID(leaf.LeafHash))
+	}
+	return writeJSON(w, http.StatusOK, ids)
+}
+
+// searchKeys returns one key for each member of the query.
+func searchKeys(query ijson.Value) (keys []string, all bool, err error) {
+	text := map[string]string{}
+	for _, name := range []string{"email", "hash", "operator", "subject"} {
+		v := query.Get(name)
+		if v.Given() && v.Kind != ijson.String {
+			return nil, false, parseError("query", fmt.Errorf("%s is not a string", name))
+		}
+		text[name] = v.Text()
+	}
+	if email := text["email"]; email != "" {
+		if addr, err := mail.ParseAddress(email); err != nil || addr.Address != email {
+			return nil, false, schema(codeType, "email in body must be of type email: %q", email)
+		}
+		keys = append(keys, strings.ToLower(email))
+	}
+	if hash := text["hash"]; hash != "" {
+		key, ok := hashKey(hash)
+		if !ok {
+			return nil, false, schema(codePattern, "hash in body should match '^(sha512:)?[0-9a-fA-F]{128}$|^(sha256:)?[0-9a-fA-F]{64}$|^(sha1:)?[0-9a-fA-F]{40}$'")
+		}
+		keys = append(keys, key)
+	}
+	switch text["operator"] {
+	case "", "or":
+	case "and":
+		all = true
+	default:
+		return nil, false, schema(codeEnum, "operator in body should be one of [and or]")
+	}
+	if subject := text["subject"]; subject != "" {
+		if utf8.RuneCountInString(subject) > maxSubject {
+			return nil, false, schema(codeTooLong, "subject in body should be at most %d chars long", maxSubject)
+		}
+		keys = append(keys, strings.ToLower(subject))
+	}
+	if publicKey := query.Get("publicKey"); publicKey.Given() {
+		key, err := publicKeyKey(publicKey)
+		if err != nil {
+			return nil, false, err
+		}
+		keys = append(keys, key)
+	}
+	return keys, all, nil
+}
+
+// hashKey returns "<algorithm>:<hex>" for a digest with or without the algorithm. Upstream's
+// pattern leaves SHA-384 out, though entries are indexed by it.
+func hashKey(hash string) (string, bool) {
+	name, value, prefixed := strings.Cut(strings.ToLower(hash), ":")
+	if !prefixed {
+		value = name
+	}
+	algorithm, ok := map[int]string{40: "sha1", 64: "sha256", 96: "sha384", 128: "sha512"}[len(value)]
+	if !ok || prefixed && name != algorithm {
+		return "", false
+	}
+	_, err := hex.DecodeString(value)
+	return algorithm + ":" + value, err == nil
+}
+
+func publicKeyKey(v ijson.Value) (string, error) {
+	switch format := v.Get("format"); {
+	case !format.Given():
+		return "", schema(codeRequired, "publicKey.format in body is required")
+	case format.Text() == "x509":
+	case format.Text() == "pgp", format.Text() == "minisign", format.Text() == "ssh", format.Text() == "tuf":
+		return "", fault.New(fault.Invalid, "pki_format", nil, "the PKI format requested is not supported by this server")
+	default:
+		return "", schema(codeEnum, "publicKey.format in body should be one of [pgp x509 minisign ssh tuf]")
+	}
+	material, err := base64.StdEncoding.DecodeString(v.Get("content").Text())
+	if err != nil {
+		return "", parseError("query", fmt.Errorf("publicKey.content is not base64"))
+	}
+	key, err := entry.PublicKeySearchKey(material)
+	if err != nil {
+		return "", fault.New(fault.Invalid, "bad_key", err, "public key provided could not be parsed")
+	}
+	return key, nil
+}
