@@ -1,0 +1,76 @@
+package index
+
+import "fmt"
+
+// The schema in one place, in SQL that SQLite and PostgreSQL both take. BYTEA has no meaning
+// to SQLite, which then stores the bytes as they are.
+//
+// A key is kept as the first 16 bytes of its SHA-256: rows stay small whatever a subject's
+// length, and the file holds no addresses in clear. Rows are grouped in segments of
+// segmentEntries leaves, so that inserts touch only the newest part of the tree of rows,
+// however large the whole has become; a search walks the segments from the newest.
+//
+// index_state has one row: how far the log is indexed (the cursor) and the leaf hash before
+// the cursor, by which a file that belongs to another log is recognized.
+const (
+	createKeys = `CREATE TABLE IF NOT EXISTS index_keys (
+	segment   BIGINT NOT NULL,
+	key_hash  BYTEA  NOT NULL,
+	log_index BIGINT NOT NULL,
+	PRIMARY KEY (segment, key_hash, log_index)
+)`
+	createState = `CREATE TABLE IF NOT EXISTS index_state (
+	id          BIGINT PRIMARY KEY CHECK (id = 1),
+	version     BIGINT NOT NULL,
+	next_index  BIGINT NOT NULL,
+	last_leaf   BYTEA  NOT NULL
+)`
+	// SQLite alone: the rows live in the primary key's tree and not beside it a second time.
+	sqliteClustered = ` WITHOUT ROWID`
+
+	insertState = `INSERT INTO index_state (id, version, next_index, last_leaf) VALUES (1, $1, 0, $2) ON CONFLICT (id) DO NOTHING`
+	selectState = `SELECT version, next_index, last_leaf FROM index_state WHERE id = 1`
+	// The condition keeps a second follower from moving the cursor over this one's keys.
+	updateState = `UPDATE index_state SET next_index = $1, last_leaf = $2 WHERE id = 1 AND next_index = $3`
+	resetState  = `UPDATE index_state SET version = $1, next_index = 0, last_leaf = $2 WHERE id = 1`
+	deleteKeys  = `DELETE FROM index_keys`
+
+	selectKey  = `SELECT log_index FROM index_keys WHERE segment = $1 AND key_hash = $2 ORDER BY log_index DESC LIMIT $3`
+	countKey   = `SELECT COUNT(*) FROM (SELECT 1 FROM index_keys WHERE segment = $1 AND key_hash = $2 LIMIT $3) AS few`
+	selectBoth = `SELECT a.log_index FROM index_keys a WHERE a.segment = $1 AND a.key_hash = $2`
+	andAlso    = ` AND EXISTS (SELECT 1 FROM index_keys b WHERE b.segment = $1 AND b.key_hash = $%d AND b.log_index = a.log_index)`
+	newestOf   = ` ORDER BY a.log_index DESC LIMIT $3`
+)
+
+// version is of the schema and of how keys are hashed: a file of another one is rebuilt.
+const version = 1
+
+// segmentEntries is how many leaves share a segment.
+const segmentEntries = 1 << 16
+
+// rowsPerInsert is how many rows one INSERT carries. The driver looks each $n up in a list
+// of all, so that the cost of long statements grows with the square of their length.
+const rowsPerInsert = 32
+
+// insertKeys returns the statement that inserts n rows.
+func insertKeys(n int) string {
+	statement := make([]byte, 0, 64+n*24)
+	statement = append(statement, "INSERT INTO index_keys (segment, key_hash, log_index) VALUES "...)
+	for i := range n {
+		if i > 0 {
+			statement = append(statement, ',')
+		}
+		statement = fmt.Appendf(statement, "($%d,$%d,$%d)", 3*i+1, 3*i+2, 3*i+3)
+	}
+	return string(append(statement, " ON CONFLICT DO NOTHING"...))
+}
+
+// intersection returns the statement for entries that have n keys. $1 is the segment, $2 the
+// first key, $3 the limit and the other keys follow.
+func intersection(n int) string {
+	statement := selectBoth
+	for i := range n - 1 {
+		statement += fmt.Sprintf(andAlso, i+4)
+	}
+	return statement + newestOf
+}
