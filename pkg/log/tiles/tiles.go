@@ -27,7 +27,7 @@ type Tree struct {
 const (
 	// batchAge is how long Tessera waits for a batch to fill. Our batches arrive whole, so
 	// this is only the time that handing one over may take before it would be split.
-	batchAge = 2 * time.Millisecond
+	batchAge = time.Millisecond
 	// publishInterval paces Tessera's own publisher, which only its garbage collector reads.
 	publishInterval = time.Second
 )

@@ -1,0 +1,149 @@
+// Command tlog serves transparency logs: Rekor v1, Rekor v2 and Certificate Transparency.
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"k8s.io/klog/v2"
+
+	"github.com/attestry/attestry/internal/config"
+	"github.com/attestry/attestry/internal/server"
+	"github.com/attestry/attestry/internal/signer"
+	"github.com/attestry/attestry/pkg/stack"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stderr); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			os.Exit(2)
+		}
+		fmt.Fprintln(os.Stderr, "tlog:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
+	cfg, err := loadConfig(args, stderr)
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	logger := slog.New(slog.NewJSONHandler(stderr, nil))
+	klog.SetSlogLogger(logger) // Tessera's own lines
+	opts, err := cfg.logs()
+	if err != nil {
+		return err
+	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	opts.Logger, opts.Registerer = logger, reg
+
+	ln, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	defer ln.Close()
+	ops, err := net.Listen("tcp", cfg.OpsListen)
+	if err != nil {
+		return fmt.Errorf("ops-listen: %w", err)
+	}
+	defer ops.Close()
+	logs, err := stack.OpenLogs(ctx, opts)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, logs.Close()) }()
+
+	r := chi.NewRouter()
+	logs.Register(r)
+	r.Get("/healthz", server.Healthz)
+	g := grpc.NewServer()
+	logs.RegisterGRPC(g)
+	logger.Info("serving", "listen", ln.Addr().String(), "ops", ops.Addr().String())
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return server.Run(ctx, ln, server.Duplex(g, r), cfg.ShutdownGrace, logger) })
+	group.Go(func() error {
+		return server.Run(ctx, ops, server.Ops(reg, logs.Ready), cfg.ShutdownGrace, logger)
+	})
+	return group.Wait()
+}
+
+// logs turns the configuration into the logs' options: opens keys and root certificates.
+func (c *serverConfig) logs() (stack.LogsOptions, error) {
+	o := stack.LogsOptions{Dir: c.Dir, FenceDir: strings.TrimPrefix(c.Fence, "file:"), Host: c.host(), CTShard: c.CT.Shard}
+	var errs []error
+	open := func(name, uri string) crypto.Signer {
+		if uri == "" {
+			return nil
+		}
+		key, err := signer.Open(uri, nil)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+		return key
+	}
+	o.Rekor1Key, o.Rekor2Key, o.CTKey = open("rekor1.key", c.Rekor1.Key), open("rekor2.key", c.Rekor2.Key), open("ct.key", c.CT.Key)
+	if c.CT.RootsFile != "" {
+		roots, err := readRoots(c.CT.RootsFile)
+		errs = append(errs, err)
+		o.CTRoots = roots
+	}
+	return o, errors.Join(errs...)
+}
+
+// readRoots returns the DER of every certificate in a PEM file.
+func readRoots(path string) ([][]byte, error) {
+	rest, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("ct.roots-file: %w", err)
+	}
+	var roots [][]byte
+	for {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); block.Type != "CERTIFICATE" || err != nil {
+			return nil, fmt.Errorf("ct.roots-file %s: block %d is no certificate", path, len(roots)+1)
+		}
+		roots = append(roots, block.Bytes)
+	}
+	if len(roots) == 0 {
+		return nil, fmt.Errorf("ct.roots-file %s: no certificates", path)
+	}
+	return roots, nil
+}
+
+// loadConfig reads -config FILE, or TLOG_CONFIG.
+func loadConfig(args []string, stderr io.Writer) (*serverConfig, error) {
+	flags := flag.NewFlagSet("tlog", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	path := flags.String("config", os.Getenv("TLOG_CONFIG"), "YAML configuration file; every key can also be set as TLOG_<KEY>")
+	if err := flags.Parse(args); err != nil {
+		return nil, err
+	}
+	if flags.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	cfg := defaults()
+	return cfg, config.Load(cfg, *path, "TLOG")
+}

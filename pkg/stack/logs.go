@@ -1,0 +1,218 @@
+package stack
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"github.com/attestry/attestry/pkg/log"
+	"github.com/attestry/attestry/pkg/log/ct"
+	"github.com/attestry/attestry/pkg/log/entry"
+	"github.com/attestry/attestry/pkg/log/index"
+	"github.com/attestry/attestry/pkg/log/rekor1"
+	"github.com/attestry/attestry/pkg/log/rekor2"
+	"github.com/attestry/attestry/pkg/log/tiles"
+)
+
+// LogsOptions names the transparency logs of one server.
+type LogsOptions struct {
+	Dir      string // tiles, rows, issuer certificates and search index
+	FenceDir string
+	Host     string // host name of the public URL: note name of the Rekor logs, for life
+
+	// A log runs when it has a key.
+	Rekor1Key, Rekor2Key, CTKey crypto.Signer
+	CTShard                     string
+	CTRoots                     [][]byte // accepted roots, DER
+
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	Now        func() time.Time
+}
+
+// Logs is the transparency logs of one server: what `cmd/tlog` serves.
+type Logs struct {
+	opts   LogsOptions
+	fence  *log.FileFence
+	open   []*openLog
+	rekor1 *rekor1.Handler
+	rekor2 *rekor2.Handler
+	ct     *ct.Handler
+	index  *index.Index
+}
+
+type openLog struct {
+	*log.Log
+	tree *tiles.Tree
+}
+
+// OpenLogs recovers and starts the logs that have keys.
+func OpenLogs(ctx context.Context, opts LogsOptions) (l *Logs, err error) {
+	l = &Logs{opts: opts}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+			l = nil
+		}
+	}()
+	if l.fence, err = log.OpenFileFence(opts.FenceDir); err != nil {
+		return l, err
+	}
+	if opts.CTKey != nil {
+		if err := l.openCT(ctx); err != nil {
+			return l, err
+		}
+	}
+	if opts.Rekor2Key != nil {
+		if err := l.openRekor2(ctx); err != nil {
+			return l, err
+		}
+	}
+	if opts.Rekor1Key != nil {
+		if err := l.openRekor1(ctx); err != nil {
+			return l, err
+		}
+	}
+	return l, nil
+}
+
+func (l *Logs) openLog(ctx context.Context, o log.Options) (*log.Log, error) {
+	dir := filepath.Join(l.opts.Dir, o.Label)
+	tree, err := tiles.Open(ctx, filepath.Join(dir, "tiles"), o.Kind)
+	if err != nil {
+		return nil, err
+	}
+	o.Dir, o.Tree, o.Fence = dir, tree, l.fence
+	o.Logger, o.Registerer, o.Now = l.opts.Logger, l.opts.Registerer, l.opts.Now
+	opened, err := log.Open(ctx, o)
+	if err != nil {
+		return nil, errors.Join(err, tree.Close())
+	}
+	l.open = append(l.open, &openLog{opened, tree})
+	return opened, nil
+}
+
+func (l *Logs) openCT(ctx context.Context) error {
+	origin := ctOrigin(l.opts.Host, l.opts.CTShard)
+	opened, err := l.openLog(ctx, log.Options{Kind: log.CT, Label: "ct-" + l.opts.CTShard, Origin: origin, Name: origin, Key: l.opts.CTKey})
+	if err != nil {
+		return err
+	}
+	l.ct, err = ct.New(ct.Options{
+		Log: opened, Roots: l.opts.CTRoots, IssuerDir: filepath.Join(l.opts.Dir, "ct-"+l.opts.CTShard, "issuers"),
+		Logger: l.opts.Logger, Registerer: l.opts.Registerer, Now: l.opts.Now,
+	})
+	return err
+}
+
+func (l *Logs) openRekor2(ctx context.Context) error {
+	opened, err := l.openLog(ctx, log.Options{Kind: log.Rekor2, Label: "rekor2", Origin: l.opts.Host, Name: l.opts.Host, Key: l.opts.Rekor2Key})
+	if err != nil {
+		return err
+	}
+	l.rekor2, err = rekor2.New(rekor2.Options{Log: opened, Logger: l.opts.Logger, Registerer: l.opts.Registerer})
+	return err
+}
+
+func (l *Logs) openRekor1(ctx context.Context) error {
+	id := treeID(l.opts.Rekor1Key)
+	opened, err := l.openLog(ctx, log.Options{
+		Kind: log.Rekor1, Label: "rekor1", Origin: rekor1Origin(l.opts.Host, id), Name: l.opts.Host, TreeID: id, Key: l.opts.Rekor1Key,
+	})
+	if err != nil {
+		return err
+	}
+	if l.index, err = index.Open(ctx, index.Options{
+		Path: filepath.Join(l.opts.Dir, "rekor1", "index.db"), Keys: entry.Keys, Logger: l.opts.Logger, Registerer: l.opts.Registerer,
+	}); err != nil {
+		return err
+	}
+	// A search must not miss an entry that was answered, so nothing is served before the
+	// index has reached the end of what is there.
+	go l.index.Follow(context.WithoutCancel(ctx), opened) // ends with index.Close
+	if err := l.index.CaughtUp(ctx, opened.Checkpoint().Size); err != nil {
+		return err
+	}
+	l.rekor1, err = rekor1.New(rekor1.Options{Log: opened, Index: l.index, Logger: l.opts.Logger, Registerer: l.opts.Registerer})
+	return err
+}
+
+// CT submits to the CT log in this process.
+func (l *Logs) CT() *ct.Handler { return l.ct }
+
+// Register adds the logs' paths to r.
+func (l *Logs) Register(r chi.Router) {
+	if l.rekor1 != nil {
+		l.rekor1.Routes(r)
+	}
+	if l.rekor2 != nil {
+		l.rekor2.Routes(r)
+	}
+	if l.ct != nil {
+		base := "/ct/" + l.opts.CTShard
+		r.Mount(base, http.StripPrefix(base, l.ct))
+	}
+}
+
+// RegisterGRPC adds the Rekor v2 service.
+func (l *Logs) RegisterGRPC(s grpc.ServiceRegistrar) {
+	if l.rekor2 != nil {
+		l.rekor2.Register(s)
+	}
+}
+
+// Ready returns nil when every log takes entries.
+func (l *Logs) Ready(context.Context) error {
+	var errs []error
+	for _, o := range l.open {
+		if err := o.Ready(); err != nil {
+			errs = append(errs, fmt.Errorf("log %s: %w", o.Origin(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Close finishes entries in flight and gives fence and directories back.
+func (l *Logs) Close() error {
+	var errs []error
+	if l.index != nil {
+		errs = append(errs, l.index.Close())
+	}
+	for _, o := range l.open {
+		errs = append(errs, o.Close(), o.tree.Close())
+	}
+	if l.fence != nil {
+		errs = append(errs, l.fence.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// treeID is the positive 63-bit number that Rekor v1 calls its tree. A log here has one tree for one
+// key, so it is made of the key and needs no storage.
+func treeID(key crypto.Signer) int64 {
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return 1 // log.Open refuses such a key with the reason
+	}
+	sum := sha256.Sum256(spki)
+	return int64(binary.BigEndian.Uint64(sum[:8])>>1 | 1)
+}
+
+// rekor1Origin is the form by which clients tell v1 checkpoints from v2's.
+func rekor1Origin(host string, id int64) string { return host + " - " + strconv.FormatInt(id, 10) }
+
+// ctOrigin is the submission prefix without scheme and, since it may change, without port.
+func ctOrigin(host, shard string) string { return host + "/ct/" + shard }

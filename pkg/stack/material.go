@@ -1,0 +1,103 @@
+package stack
+
+import (
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/attestry/attestry/internal/issuer"
+	"github.com/attestry/attestry/internal/signer"
+	"github.com/attestry/attestry/pkg/ca"
+	"github.com/attestry/attestry/pkg/tsa"
+)
+
+// material is the instance's keys and certificate chains.
+type material struct {
+	made                              time.Time // not after the first use of any key
+	ca, tsa, ct, rekor1, rekor2, oidc crypto.Signer
+	caChain, tsaChain                 []*x509.Certificate // issuing certificate or leaf first, root last
+}
+
+// openMaterial reads the keys under dir/keys and makes those that are missing. A key is durable
+// before a certificate speaks of it, and both before anything is published.
+func openMaterial(dir string, now time.Time) (*material, error) {
+	m := &material{made: now.Truncate(time.Second)}
+	keys := filepath.Join(dir, "keys")
+	var caRoot, tsaRoot crypto.Signer
+	var g errgroup.Group
+	for _, k := range []struct {
+		key  *crypto.Signer
+		name string
+		alg  signer.Algorithm
+	}{
+		{&caRoot, "ca-root", signer.P384},
+		{&m.ca, "ca", signer.P256},
+		{&tsaRoot, "tsa-root", signer.P256},
+		{&m.tsa, "tsa", signer.P256},
+		{&m.ct, "ct", signer.P256},
+		{&m.rekor1, "rekor1", signer.P256},
+		{&m.rekor2, "rekor2", signer.P256},
+	} {
+		g.Go(func() (err error) {
+			*k.key, err = signer.OpenOrCreate(filepath.Join(keys, k.name+".pem"), k.alg)
+			return err
+		})
+	}
+	g.Go(func() (err error) { // RSA takes the longest, so beside the others
+		m.oidc, err = issuer.OpenOrCreateKey(filepath.Join(keys, "oidc.pem"))
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var err error
+	if m.caChain, err = openChain(filepath.Join(keys, "ca-chain.pem"), func() ([]*x509.Certificate, error) {
+		return ca.CreateHierarchy(ca.Hierarchy{RootKey: caRoot, IssuingKey: m.ca, Organization: organization, NotBefore: m.made})
+	}); err != nil {
+		return nil, err
+	}
+	if m.tsaChain, err = openChain(filepath.Join(keys, "tsa-chain.pem"), func() ([]*x509.Certificate, error) {
+		return tsa.CreateChain(m.tsa.Public(), tsaRoot, tsa.ChainOptions{Organization: organization, NotBefore: m.made})
+	}); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// organization stands in the subjects of the CA and TSA certificates. gh picks a trusted root by it
+// and wants exactly one value.
+const organization = "attestry"
+
+// openChain reads the PEM chain at path, or makes and stores it.
+func openChain(path string, create func() ([]*x509.Certificate, error)) ([]*x509.Certificate, error) {
+	raw, err := os.ReadFile(path)
+	if err == nil {
+		return tsa.ParseChain(raw)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("certificate chain: %w", err)
+	}
+	chain, err := create()
+	if err != nil {
+		return nil, err
+	}
+	if err := writeDurably(path, encodeChain(chain)); err != nil {
+		return nil, fmt.Errorf("storing certificate chain %s: %w", path, err)
+	}
+	return chain, nil
+}
+
+func encodeChain(chain []*x509.Certificate) []byte {
+	var text []byte
+	for _, cert := range chain {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
+	}
+	return text
+}

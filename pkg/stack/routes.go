@@ -1,0 +1,108 @@
+package stack
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"path/filepath"
+
+	"github.com/go-chi/chi/v5"
+	"google.golang.org/grpc"
+
+	"github.com/attestry/attestry/internal/issuer"
+	"github.com/attestry/attestry/internal/server"
+	"github.com/attestry/attestry/pkg/ca"
+	"github.com/attestry/attestry/pkg/ca/identity"
+	"github.com/attestry/attestry/pkg/trust"
+	"github.com/attestry/attestry/pkg/tsa"
+)
+
+// openIssuer starts the development issuer unless it is off.
+func (s *Stack) openIssuer(m *material) (err error) {
+	if s.opts.Issuer == IssuerOff {
+		return nil
+	}
+	s.issuer, err = issuer.New(issuer.Options{
+		IssuerURL: s.URL() + "/oidc", Signer: m.oidc, Listen: s.opts.Listen,
+		AllowNonLoopback: s.opts.Issuer == IssuerAny, Now: s.opts.Now, Logger: s.opts.Logger,
+	})
+	if err != nil {
+		return fmt.Errorf("%w (--issuer any allows it, --issuer off with --ca-config does without)", err)
+	}
+	return nil
+}
+
+// openCA makes the certificate authority. The development issuer is trusted by its key, so
+// that the process asks nothing of itself over HTTP.
+func (s *Stack) openCA(m *material) (*ca.CA, error) {
+	opts := identity.Options{Now: s.opts.Now, Logger: s.opts.Logger, Registry: s.opts.Registerer}
+	if s.opts.CAConfig != "" {
+		var err error
+		if opts.Config, err = identity.Load(s.opts.CAConfig); err != nil {
+			return nil, err
+		}
+	}
+	if s.issuer != nil {
+		opts.Issuers = append(opts.Issuers, identity.Issuer{
+			URL: s.issuer.IssuerURL(), Audience: issuer.ClientID, Type: identity.Email, AllowHTTP: true, Keys: s.issuer.KeySet(),
+		})
+	}
+	verifier, err := identity.New(opts)
+	if err != nil {
+		return nil, err
+	}
+	return ca.New(ca.Options{
+		Signer: m.ca, Chain: m.caChain, Identity: verifier, CT: s.logs.CT(),
+		Now: s.opts.Now, Logger: s.opts.Logger, Registerer: s.opts.Registerer,
+	})
+}
+
+// openTSA makes the timestamp authority.
+func (s *Stack) openTSA(m *material) (*tsa.Authority, error) {
+	return tsa.New(tsa.Options{
+		Signer: m.tsa, Chain: m.tsaChain, LastIssued: tsa.FileLastIssued(filepath.Join(s.opts.Dir, "tsa-last-issued")),
+		Now: s.opts.Now, Logger: s.opts.Logger, Registerer: s.opts.Registerer,
+	})
+}
+
+// routes puts every role behind one handler.
+func (s *Stack) routes(m *material) (http.Handler, error) {
+	authority, err := s.openCA(m)
+	if err != nil {
+		return nil, err
+	}
+	if s.tsa, err = s.openTSA(m); err != nil {
+		return nil, err
+	}
+	s.ca = authority
+	landing, err := page(s.URL(), s.issuer != nil)
+	if err != nil {
+		return nil, err
+	}
+	r := chi.NewRouter()
+	g := grpc.NewServer()
+	caHandler := ca.NewHandler(authority, ca.HandlerOptions{})
+	caHandler.Register(r)
+	caHandler.RegisterGRPC(g)
+	s.logs.Register(r)
+	s.logs.RegisterGRPC(g)
+	(&tsa.Handler{Authority: s.tsa, Logger: s.opts.Logger}).Register(r)
+	r.Handle(trust.Prefix+"*", s.publisher.Handler())
+	if s.issuer != nil {
+		r.Handle("/oidc/*", s.issuer)
+	}
+	r.Method(http.MethodGet, "/", landing)
+	r.Get("/healthz", server.Healthz)
+	r.Method(http.MethodGet, "/readyz", server.Readyz(s.Ready))
+	r.NotFound(func(w http.ResponseWriter, r *http.Request) {
+		fail(w, http.StatusNotFound, "there is nothing at "+r.URL.Path)
+	})
+	return server.Duplex(g, r), nil
+}
+
+// fail answers what no role's own handler does.
+func fail(w http.ResponseWriter, status int, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(map[string]any{"code": status, "message": message})
+}
