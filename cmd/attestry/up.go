@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+
+	"github.com/attestry/attestry/internal/server"
+	"github.com/attestry/attestry/pkg/stack"
+)
+
+// drainTime is what requests in flight get at the end; the logs then close within the rest of the ten seconds.
+const drainTime = 8 * time.Second
+
+type upFlags struct {
+	dir, listen, url, fence, caConfig, metrics, issuer string
+	ephemeral, demo                                    bool
+}
+
+func newUpCommand() *cobra.Command {
+	var f upFlags
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Start a private Sigstore on one port",
+		Long: `Start a private Sigstore on one port: certificate authority, Rekor v1 and v2, CT log,
+timestamp authority, TUF repository and a development issuer.
+
+The first run makes every key and the TUF repository under --dir, later runs go on with them.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f.ephemeral = f.ephemeral || f.demo && !cmd.Flags().Changed("dir")
+			return up(cmd.Context(), f, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.dir, "dir", "./attestry-data", "directory of keys, logs and TUF repository")
+	flags.StringVar(&f.listen, "listen", "127.0.0.1:8420", "address of the one listener")
+	flags.StringVar(&f.url, "url", "", "public URL that trust files carry (default http://localhost:<port>); its host is for life")
+	flags.StringVar(&f.fence, "fence", "", "directory of the logs' fence (default DIR/fence); on another volume it also guards against a rollback of the whole --dir")
+	flags.BoolVar(&f.ephemeral, "ephemeral", false, "work in a temporary directory and remove it at the end")
+	flags.StringVar(&f.caConfig, "ca-config", "", "issuer file of the CA (Fulcio's config.yaml), beside the development issuer")
+	flags.BoolVar(&f.demo, "demo", false, "start, sign and verify a file, say what happened, and stop; without --dir in a temporary directory")
+	flags.StringVar(&f.metrics, "metrics", "", "address of a second listener with /metrics, /healthz and /readyz")
+	flags.StringVar(&f.issuer, "issuer", "loopback", "development issuer: loopback (refuse a listener that others can reach), any (allow it: whoever reaches it signs as anyone), off")
+	return cmd
+}
+
+func up(ctx context.Context, f upFlags, stdout, stderr io.Writer) (err error) {
+	began := time.Now()
+	// Request lines would drown the block that tells how to begin: up shows what needs a person.
+	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	klog.SetSlogLogger(logger) // Tessera's own lines
+	if f.ephemeral {
+		if f.dir, err = os.MkdirTemp("", "attestry-"); err != nil {
+			return fmt.Errorf("making the temporary directory: %w", err)
+		}
+		defer func() { err = errors.Join(err, removeAll(f.dir)) }()
+	}
+	// The port first: a port in use must leave no half-made directory.
+	ln, err := net.Listen("tcp", f.listen)
+	if err != nil {
+		return fmt.Errorf("listening: %w; name another address with --listen", err)
+	}
+	defer ln.Close()
+	opts := stack.Options{
+		Dir: f.dir, FenceDir: f.fence, URL: f.url, Listen: ln.Addr().String(), CAConfig: f.caConfig,
+		Issuer: stack.IssuerMode(f.issuer), Logger: logger, Registerer: nil,
+	}
+	var ops net.Listener
+	reg := prometheus.NewRegistry()
+	if f.metrics != "" {
+		if ops, err = net.Listen("tcp", f.metrics); err != nil {
+			return fmt.Errorf("listening for metrics: %w", err)
+		}
+		defer ops.Close()
+		reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		opts.Registerer = reg
+	}
+	s, err := stack.Open(ctx, opts)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 3)
+	running := 2
+	go func() { ended <- server.Run(ctx, ln, s.Handler(), drainTime, logger) }() // these end with ctx
+	go func() { ended <- s.Run(ctx) }()
+	if ops != nil {
+		running++
+		go func() { ended <- server.Run(ctx, ops, server.Ops(reg, s.Ready), time.Second, logger) }()
+	}
+	if f.demo {
+		err = demo(ctx, s, stdout)
+	} else {
+		printBegin(stdout, f, s, time.Since(began))
+		select {
+		case <-ctx.Done():
+		case err = <-ended: // a listener broke: stop the rest in order
+			running--
+		}
+	}
+	cancel()
+	for range running {
+		err = errors.Join(err, <-ended)
+	}
+	return err
+}
+
+// printBegin prints the one block of design.md section 5.
+func printBegin(w io.Writer, f upFlags, s *stack.Stack, took time.Duration) {
+	dir, err := filepath.Abs(f.dir)
+	if err != nil {
+		dir = f.dir
+	}
+	client := filepath.Join(dir, "client")
+	kept := dir
+	if f.ephemeral {
+		kept += " (removed at the end)"
+	}
+	fmt.Fprintf(w, `attestry is ready at %[1]s after %[2]d ms
+  data    %[3]s
+  fence   %[4]s
+
+In another terminal, once:
+  . %[5]s/env
+  cosign initialize --mirror "$TUF_MIRROR" --root "$TUF_ROOT_JSON"
+then with cosign 3:
+  cosign sign-blob --yes --identity-token "$(attestry token --dir %[3]s --email alice@example.com)" --bundle FILE.sigstore.json FILE
+  cosign verify-blob --certificate-identity alice@example.com --certificate-oidc-issuer "$ATTESTRY_OIDC_ISSUER" --bundle FILE.sigstore.json FILE
+or without cosign:
+  attestry sign --identity-token "$(attestry token --dir %[3]s --email alice@example.com)" FILE
+  attestry verify --certificate-identity alice@example.com --certificate-oidc-issuer "$ATTESTRY_OIDC_ISSUER" --bundle FILE.sigstore.json FILE
+`, s.URL(), took.Milliseconds(), kept, s.FenceNote(), client)
+}
+
+// removeAll removes the temporary directory; a log's last file may still be on its way.
+func removeAll(dir string) error {
+	var err error
+	for range 100 {
+		if err = os.RemoveAll(dir); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("removing the temporary directory: %w", err)
+}
