@@ -148,24 +148,33 @@ func TestRefusals(t *testing.T) {
 	b.must(cosign, verify(bundle, blob, "alice@example.com", s.issuer())...)
 
 	t.Run("a signature by someone else", func(t *testing.T) {
+		b := b.in(t)
 		b.refused(`expected SAN value "bob@example.com", got "alice@example.com"`, cosign, verify(bundle, blob, "bob@example.com", s.issuer())...)
 	})
 	t.Run("a signature with another issuer's identity", func(t *testing.T) {
+		b := b.in(t)
 		b.refused(`expected issuer value "https://other.example"`, cosign, verify(bundle, blob, "alice@example.com", "https://other.example")...)
 	})
 	t.Run("an artifact that was changed", func(t *testing.T) {
+		b := b.in(t)
 		b.refused(`invalid signature|could not verify|does not match`, cosign, verify(bundle, b.file("changed", "signed by mallory"), "alice@example.com", s.issuer())...)
 	})
 	t.Run("a bundle whose log entry was changed", func(t *testing.T) {
+		b := b.in(t)
 		text := readFile(t, bundle)
-		proof := regexp.MustCompile(`"rootHash":"[^"]{8}`)
-		changed := b.file("changed-bundle", proof.ReplaceAllString(text, `"rootHash":"AAAAAAAA`))
-		if text == readFile(t, changed) {
-			t.Fatal("the bundle has no root hash")
+		for _, change := range []struct{ of, pattern, to string }{
+			{"the checkpoint's size", `("envelope":"[^"]*?\\n)(\d+)(\\n)`, `${1}9${2}${3}`},
+			{"the entry", `("canonicalizedBody":")[^"]{12}`, `${1}eyJhcGlWZXJ0`},
+		} {
+			changed := regexp.MustCompile(change.pattern).ReplaceAllString(text, change.to)
+			if changed == text {
+				t.Fatalf("%s is not in the bundle: %s", change.of, text)
+			}
+			b.refused(`(?i)checkpoint|inclusion|log entry|unmarshal|invalid`, cosign, verify(b.file("changed-bundle", changed), blob, "alice@example.com", s.issuer())...)
 		}
-		b.refused(`(?i)inclusion proof|root hash|checkpoint`, cosign, verify(changed, blob, "alice@example.com", s.issuer())...)
 	})
 	t.Run("a bundle of another instance", func(t *testing.T) {
+		b := b.in(t)
 		other := up(t)
 		b.refused(`(?i)certificate|unknown authority|failed to verify`, cosign, "verify-blob", "--bundle", bundle, "--trusted-root", other.client("trusted_root.json"),
 			"--certificate-identity", "alice@example.com", "--certificate-oidc-issuer", s.issuer(), blob)
@@ -181,22 +190,26 @@ func TestRefusals(t *testing.T) {
 		{"a token without an email", `reason=claim_missing`, []string{"--claim", "sub=alice"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			b := b.in(t)
 			b.refused(tt.reason, cosign, flags(sign, []string{"--identity-token", s.token(tt.token...), "--bundle", b.path("none"), blob})...)
 		})
 	}
 	t.Run("a token with a broken signature", func(t *testing.T) {
+		b := b.in(t)
 		token := s.alice()
 		at := strings.LastIndex(token, ".") + 20
 		broken := token[:at] + map[bool]string{true: "B", false: "A"}[token[at] == 'A'] + token[at+1:]
 		b.refused(`reason=bad_signature`, cosign, flags(sign, []string{"--identity-token", broken, "--bundle", b.path("none"), blob})...)
 	})
 	t.Run("an image that nobody signed", func(t *testing.T) {
+		b := b.in(t)
 		for _, referrers := range []bool{true, false} {
 			image := newRegistry(t, referrers).push("app")
 			b.refused(`no signatures found`, cosign, flags([]string{"verify"}, trust, s.aliceAs(), []string{image})...)
 		}
 	})
 	t.Run("an attestation of another type", func(t *testing.T) {
+		b := b.in(t)
 		image := newRegistry(t, true).push("app")
 		b.must(cosign, flags([]string{"attest", "--yes", "--identity-token", s.alice(), "--type", "slsaprovenance",
 			"--signing-config", s.client("signing_config.v0.2.json"), "--predicate", b.file("predicate.json", predicate)}, trust, []string{image})...)

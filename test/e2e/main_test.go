@@ -132,6 +132,9 @@ func newSandbox(t *testing.T) *sandbox {
 	}}
 }
 
+// in returns the same account for a subtest.
+func (s *sandbox) in(t *testing.T) *sandbox { return &sandbox{t, s.home, s.env} }
+
 // set adds an environment variable, replacing one of the same name.
 func (s *sandbox) set(name, value string) { s.env = append(s.env, name+"="+value) }
 

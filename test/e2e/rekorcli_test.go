@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"net/http"
 	"regexp"
 	"strings"
 	"testing"
@@ -152,8 +153,15 @@ func TestRekorCLI(t *testing.T) {
 	})
 	t.Run("a signature over something else is refused", func(t *testing.T) {
 		two := b.sign("two", "another artifact")
-		b.refused(`(?s)400.*(verif|signature)`, exe, "--rekor_server", s.url, "upload",
+		b := b.in(t)
+		b.refused(`invalid signature`, exe, "--rekor_server", s.url, "upload", // by rekor-cli itself
 			"--artifact", one.artifact, "--signature", two.signature, "--public-key", two.key)
+		entry := fmt.Sprintf(`{"apiVersion":"0.0.1","kind":"hashedrekord","spec":{"data":{"hash":{"algorithm":"sha256","value":%q}},"signature":{"content":%q,"publicKey":{"content":%q}}}}`,
+			one.digest, base64.StdEncoding.EncodeToString([]byte(readFile(t, two.signature))), base64.StdEncoding.EncodeToString([]byte(readFile(t, two.key))))
+		status, answer, err := call(t.Context(), http.MethodPost, s.url+"/api/v1/log/entries", "application/json", entry)
+		if err != nil || status != http.StatusBadRequest || !strings.Contains(answer, "signature") {
+			t.Errorf("the server's answer: %d %v %s", status, err, answer)
+		}
 	})
 	t.Run("dsse and intoto entries", func(t *testing.T) {
 		for _, kind := range []string{"dsse:0.0.1", "intoto:0.0.2"} {

@@ -129,7 +129,7 @@ func TestUpRefusesWhatItCanNotDo(t *testing.T) {
 					t.Errorf("it does not say %q:\n%s", want, out)
 				}
 			}
-			if strings.Contains(out, "ready") || strings.Contains(out, "goroutine ") {
+			if strings.Contains(out, "attestry is ready") || strings.Contains(out, "goroutine ") {
 				t.Errorf("it was ready, or it panicked:\n%s", out)
 			}
 		})
