@@ -1,0 +1,126 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/attestry/attestry/internal/config"
+)
+
+const (
+	ctRequired = "required"
+	ctDisabled = "disabled"
+)
+
+// serverConfig is the YAML file of ca.
+type serverConfig struct {
+	// Listen is the address of the public listener, HTTP and gRPC. Default 127.0.0.1:5555.
+	Listen string `mapstructure:"listen"`
+	// OpsListen is the address of /metrics, /healthz and /readyz. Default 127.0.0.1:2112.
+	OpsListen string `mapstructure:"ops-listen"`
+	// Key signs the certificates: file:PATH, ECDSA or RSA. Required.
+	Key string `mapstructure:"key"`
+	// KeyPasswordFile holds the password of an encrypted key.
+	KeyPasswordFile string `mapstructure:"key-password-file"`
+	// ChainFile has the CA's certificates as PEM: the issuing one first, the self-signed root
+	// last. Required.
+	ChainFile string `mapstructure:"chain-file"`
+	// OtherChainFiles have earlier or coming chains, listed in the trust bundle only.
+	OtherChainFiles []string `mapstructure:"other-chain-files"`
+	// IssuerFile says whose identity tokens count, in the format of Fulcio's config.yaml. Required.
+	IssuerFile string `mapstructure:"issuer-file"`
+	// TokenLeeway is how long after its exp a token still counts. Default 0s, at most 5m.
+	TokenLeeway time.Duration `mapstructure:"token-leeway"`
+
+	// CTMode is required (default) or disabled. Without SCTs clients refuse the certificates by default.
+	CTMode string `mapstructure:"ct-mode"`
+	// CTURL is the base of the CT log, to which /ct/v1/add-pre-chain is added. Required unless disabled.
+	CTURL string `mapstructure:"ct-url"`
+	// CTPublicKeyFile has the log's key as PEM. SCTs of another key are refused. Required unless disabled.
+	CTPublicKeyFile string `mapstructure:"ct-public-key-file"`
+
+	// Lifetime of certificates, 1m to 1h. Default 10m.
+	Lifetime time.Duration `mapstructure:"lifetime"`
+	// Backdate moves notBefore into the past, for verifiers and timestamp authorities whose clocks
+	// run behind. Default 0s, at most 5m.
+	Backdate time.Duration `mapstructure:"backdate"`
+	// ClientAlgorithms are the client key algorithms that are certified, by the names of Fulcio's
+	// client-signing-algorithms. Default: its seven.
+	ClientAlgorithms []string `mapstructure:"client-signing-algorithms"`
+	// AuditSubject writes subjects in clear into audit lines, in place of their SHA-256.
+	AuditSubject bool `mapstructure:"audit-subject"`
+	// MaxInFlight bounds the signing requests handled at one time; more are answered with 429. Default 512.
+	MaxInFlight int `mapstructure:"max-in-flight"`
+	// AllowedOrigins are the browser origins that may call the API. Default: any.
+	AllowedOrigins []string `mapstructure:"allowed-origins"`
+
+	// ShutdownGrace is how long requests in flight may take after SIGTERM. Default 8s.
+	ShutdownGrace time.Duration `mapstructure:"shutdown-grace"`
+}
+
+func defaults() *serverConfig {
+	return &serverConfig{
+		Listen: "127.0.0.1:5555", OpsListen: "127.0.0.1:2112", CTMode: ctRequired,
+		Lifetime: 10 * time.Minute, MaxInFlight: 512, ShutdownGrace: 8 * time.Second,
+	}
+}
+
+// Validate implements config.Validator.
+func (c *serverConfig) Validate() error {
+	var p config.Problems
+	if c.Key == "" {
+		p.Addf("key is required: file:PATH of the issuing key")
+	}
+	if c.ChainFile == "" {
+		p.Addf("chain-file is required: the issuing certificate, then up to the root, as PEM")
+	}
+	if c.IssuerFile == "" {
+		p.Addf("issuer-file is required: there is no default, a private CA trusts nobody by itself")
+	}
+	switch c.CTMode {
+	case ctRequired:
+		if c.CTURL == "" {
+			p.Addf("ct-url is required: the base URL of the CT log, or ct-mode: disabled")
+		}
+		if c.CTPublicKeyFile == "" {
+			p.Addf("ct-public-key-file is required: SCTs are only used once verified with the log's key")
+		}
+	case ctDisabled:
+		if c.CTURL != "" || c.CTPublicKeyFile != "" {
+			p.Addf("ct-url and ct-public-key-file contradict ct-mode: disabled")
+		}
+	default:
+		p.Addf("ct-mode %q is neither required nor disabled", c.CTMode)
+	}
+	if c.TokenLeeway < 0 || c.TokenLeeway > 5*time.Minute {
+		p.Addf("token-leeway %v is not between 0s and 5m", c.TokenLeeway)
+	}
+	if c.Lifetime < time.Minute || c.Lifetime > time.Hour {
+		p.Addf("lifetime %v is not between 1m and 1h", c.Lifetime)
+	}
+	if c.Backdate < 0 || c.Backdate > 5*time.Minute || c.Backdate >= c.Lifetime {
+		p.Addf("backdate %v is not between 0s and 5m and under the lifetime", c.Backdate)
+	}
+	if c.MaxInFlight < 1 {
+		p.Addf("max-in-flight %d is not positive", c.MaxInFlight)
+	}
+	return p.Err()
+}
+
+// loadConfig reads -config FILE, or CA_CONFIG.
+func loadConfig(args []string, stderr io.Writer) (*serverConfig, error) {
+	flags := flag.NewFlagSet("ca", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	path := flags.String("config", os.Getenv("CA_CONFIG"), "YAML configuration file; every key can also be set as CA_<KEY>")
+	if err := flags.Parse(args); err != nil {
+		return nil, err
+	}
+	if flags.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	cfg := defaults()
+	return cfg, config.Load(cfg, *path, "CA")
+}
