@@ -52,6 +52,28 @@ func newAuthority(root *x509.Certificate, intermediates []*x509.Certificate, win
 	return a
 }
 
+// windowOf verifies a fixed certificate's chain once and returns the times at which it holds; ok is false when there is not
+// exactly one chain. Nothing in path validation but the validity periods depends on the time.
+func (a *authority) windowOf(c *x509.Certificate) (w Window, ok bool) {
+	chains, err := c.Verify(x509.VerifyOptions{
+		Roots: a.roots, Intermediates: a.inter, CurrentTime: c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2),
+		KeyUsages: []x509.ExtKeyUsage{a.usage},
+	})
+	if err != nil || len(chains) != 1 {
+		return Window{}, false
+	}
+	w = Window{Start: c.NotBefore, End: c.NotAfter}
+	for _, p := range chains[0][1:] {
+		if p.NotBefore.After(w.Start) {
+			w.Start = p.NotBefore
+		}
+		if p.NotAfter.Before(w.End) {
+			w.End = p.NotAfter
+		}
+	}
+	return w, true
+}
+
 // shortcut returns an issuer for c when the conditions above hold, else nil: then verify takes the long way.
 func (a *authority) shortcut(c *x509.Certificate) *issuer {
 	if !c.BasicConstraintsValid || !c.IsCA || constrainsNames(c) {

@@ -85,15 +85,11 @@ func (e *entry) readBody() error {
 	if e.kind.v2() {
 		return nil
 	}
-	if err := checkJSON(e.GetCanonicalizedBody()); err != nil {
+	var body v1JSON
+	if err := json.Unmarshal(e.GetCanonicalizedBody(), &body); err != nil {
 		return fmt.Errorf("body: %w", err)
 	}
-	var body struct {
-		APIVersion string          `json:"apiVersion"`
-		Kind       string          `json:"kind"`
-		Spec       json.RawMessage `json:"spec"`
-	}
-	if err := json.Unmarshal(e.GetCanonicalizedBody(), &body); err != nil {
+	if err := uniqueKeys(e.GetCanonicalizedBody(), nil); err != nil {
 		return fmt.Errorf("body: %w", err)
 	}
 	if body.Kind != e.kind.kind || body.APIVersion != e.kind.version {
@@ -102,16 +98,47 @@ func (e *entry) readBody() error {
 	var err error
 	switch e.kind.kind {
 	case "hashedrekord":
-		err = e.body.readHashedRekord(body.Spec)
+		err = e.body.readHashedRekord(&body)
 	case "dsse":
-		err = e.body.readDSSE(body.Spec)
+		err = e.body.readDSSE(&body)
 	case "intoto":
-		err = e.body.readInToto(body.Spec)
+		err = e.body.readInToto(&body)
 	}
 	if err != nil {
 		return fmt.Errorf("%s body: %w", e.kind.kind, err)
 	}
 	return nil
+}
+
+// v1JSON holds what is read of the three Rekor v1 kinds (Rekor v1 OpenAPI: hashedrekord, dsse, intoto schemas).
+type v1JSON struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Spec       struct {
+		Data struct { // hashedrekord
+			Hash hexDigest `json:"hash"`
+		} `json:"data"`
+		Signature struct { // hashedrekord
+			Content   []byte `json:"content"`
+			PublicKey struct {
+				Content []byte `json:"content"`
+			} `json:"publicKey"`
+		} `json:"signature"`
+		PayloadHash hexDigest  `json:"payloadHash"` // dsse
+		Signatures  []struct { // dsse
+			Signature []byte `json:"signature"`
+			Verifier  []byte `json:"verifier"`
+		} `json:"signatures"`
+		Content struct { // intoto
+			Envelope struct {
+				Signatures []struct {
+					PublicKey []byte `json:"publicKey"`
+					Sig       []byte `json:"sig"` // base64 of base64: the envelope's own spelling is logged
+				} `json:"signatures"`
+			} `json:"envelope"`
+			PayloadHash hexDigest `json:"payloadHash"`
+		} `json:"content"`
+	} `json:"spec"`
 }
 
 type hexDigest struct {
@@ -139,77 +166,39 @@ func (v *v1Body) setVerifier(pemBytes []byte) error {
 	return nil
 }
 
-func (v *v1Body) readHashedRekord(spec []byte) error {
-	var s struct {
-		Data struct {
-			Hash hexDigest `json:"hash"`
-		} `json:"data"`
-		Signature struct {
-			Content   []byte `json:"content"`
-			PublicKey struct {
-				Content []byte `json:"content"`
-			} `json:"publicKey"`
-		} `json:"signature"`
-	}
-	if err := json.Unmarshal(spec, &s); err != nil {
+func (v *v1Body) readHashedRekord(body *v1JSON) error {
+	v.signature = body.Spec.Signature.Content
+	if err := v.setHash(body.Spec.Data.Hash); err != nil {
 		return err
 	}
-	v.signature = s.Signature.Content
-	if err := v.setHash(s.Data.Hash); err != nil {
-		return err
-	}
-	return v.setVerifier(s.Signature.PublicKey.Content)
+	return v.setVerifier(body.Spec.Signature.PublicKey.Content)
 }
 
-func (v *v1Body) readDSSE(spec []byte) error {
-	var s struct {
-		PayloadHash hexDigest `json:"payloadHash"`
-		Signatures  []struct {
-			Signature []byte `json:"signature"`
-			Verifier  []byte `json:"verifier"`
-		} `json:"signatures"`
+func (v *v1Body) readDSSE(body *v1JSON) error {
+	if n := len(body.Spec.Signatures); n != 1 {
+		return fmt.Errorf("%d signatures, exactly one is required", n)
 	}
-	if err := json.Unmarshal(spec, &s); err != nil {
+	v.signature = body.Spec.Signatures[0].Signature
+	if err := v.setHash(body.Spec.PayloadHash); err != nil {
 		return err
 	}
-	if len(s.Signatures) != 1 {
-		return fmt.Errorf("%d signatures, exactly one is required", len(s.Signatures))
-	}
-	v.signature = s.Signatures[0].Signature
-	if err := v.setHash(s.PayloadHash); err != nil {
-		return err
-	}
-	return v.setVerifier(s.Signatures[0].Verifier)
+	return v.setVerifier(body.Spec.Signatures[0].Verifier)
 }
 
-func (v *v1Body) readInToto(spec []byte) error {
-	var s struct {
-		Content struct {
-			Envelope struct {
-				Signatures []struct {
-					PublicKey []byte `json:"publicKey"`
-					Sig       []byte `json:"sig"` // base64 of base64: the envelope's own spelling is logged
-				} `json:"signatures"`
-			} `json:"envelope"`
-			PayloadHash hexDigest `json:"payloadHash"`
-		} `json:"content"`
+func (v *v1Body) readInToto(body *v1JSON) error {
+	signatures := body.Spec.Content.Envelope.Signatures
+	if len(signatures) != 1 {
+		return fmt.Errorf("%d signatures, exactly one is required", len(signatures))
 	}
-	if err := json.Unmarshal(spec, &s); err != nil {
-		return err
-	}
-	if len(s.Content.Envelope.Signatures) != 1 {
-		return fmt.Errorf("%d signatures, exactly one is required", len(s.Content.Envelope.Signatures))
-	}
-	sig := s.Content.Envelope.Signatures[0]
-	raw, err := base64.StdEncoding.DecodeString(string(sig.Sig))
+	raw, err := base64.StdEncoding.DecodeString(string(signatures[0].Sig))
 	if err != nil {
 		return fmt.Errorf("signature: %w", err)
 	}
 	v.signature = raw
-	if err := v.setHash(s.Content.PayloadHash); err != nil {
+	if err := v.setHash(body.Spec.Content.PayloadHash); err != nil {
 		return err
 	}
-	return v.setVerifier(sig.PublicKey)
+	return v.setVerifier(signatures[0].PublicKey)
 }
 
 // verifierDER returns what a log entry of this bundle must name as its verifier: the signing

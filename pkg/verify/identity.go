@@ -147,9 +147,11 @@ func (a *attempt) verifyIdentity() error {
 			subject = fail(ReasonIdentitySubject, nil, "the certificate is for %q, not %q", summary.SubjectAlternativeName, id.subject)
 			continue
 		}
-		if err := certificate.CompareExtensions(id.Extensions, summary.Extensions); err != nil {
-			subject = fail(ReasonPolicyDenied, err, "certificate extensions")
-			continue
+		if id.Extensions != (certificate.Extensions{}) {
+			if err := certificate.CompareExtensions(id.Extensions, summary.Extensions); err != nil {
+				subject = fail(ReasonPolicyDenied, err, "certificate extensions")
+				continue
+			}
 		}
 		return nil
 	}

@@ -1,14 +1,13 @@
 package verify
 
 import (
-	"bytes"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 const (
@@ -39,18 +38,11 @@ type Subject struct {
 // statement or its subjects whose name differs from the specified one in case only, trailing data and nesting
 // deeper than 64.
 func ParseStatement(payload []byte) (*Statement, error) {
-	if err := checkJSON(payload); err != nil {
-		return nil, fmt.Errorf("in-toto statement: %w", err)
-	}
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(payload, &members); err != nil {
-		return nil, fmt.Errorf("in-toto statement: %w", err)
-	}
-	if err := exactNames(members, "_type", "subject", "predicateType", "predicate"); err != nil {
-		return nil, fmt.Errorf("in-toto statement: %w", err)
-	}
 	s := &Statement{}
 	if err := json.Unmarshal(payload, s); err != nil {
+		return nil, fmt.Errorf("in-toto statement: %w", err)
+	}
+	if err := uniqueKeys(payload, exactNames); err != nil {
 		return nil, fmt.Errorf("in-toto statement: %w", err)
 	}
 	if s.Type != "https://in-toto.io/Statement/v1" && s.Type != "https://in-toto.io/Statement/v0.1" {
@@ -62,29 +54,27 @@ func ParseStatement(payload []byte) (*Statement, error) {
 	if len(s.Subject) > maxSubjects {
 		return nil, fail(ReasonTooLarge, nil, "in-toto statement has %d subjects, at most %d are allowed", len(s.Subject), maxSubjects)
 	}
-	var subjects []map[string]json.RawMessage
-	if err := json.Unmarshal(members["subject"], &subjects); err != nil {
-		return nil, fmt.Errorf("in-toto statement: %w", err)
-	}
-	for i, subject := range subjects {
-		if err := exactNames(subject, "name", "uri", "digest", "annotations"); err != nil {
-			return nil, fmt.Errorf("in-toto subject %d: %w", i, err)
-		}
-		if n := len(s.Subject[i].Digest); n > maxSubjectDigests {
+	for i, subject := range s.Subject {
+		if n := len(subject.Digest); n > maxSubjectDigests {
 			return nil, fail(ReasonTooLarge, nil, "in-toto subject %d has %d digests, at most %d are allowed", i, n, maxSubjectDigests)
 		}
 	}
 	return s, nil
 }
 
-// exactNames refuses members that encoding/json would take for one of names though they are spelled
+// exactNames refuses members that encoding/json would take for one of a statement's or subject's though they are spelled
 // otherwise: another parser would not.
-func exactNames(members map[string]json.RawMessage, names ...string) error {
-	for member := range members {
-		for _, name := range names {
-			if member != name && strings.EqualFold(member, name) {
-				return fmt.Errorf("member %q is almost %q", member, name)
-			}
+func exactNames(depth int, member, name string) error {
+	var known []string
+	switch {
+	case depth == 1:
+		known = []string{"_type", "subject", "predicateType", "predicate"}
+	case depth == 3 && member == "subject": // statement, list, subject
+		known = []string{"name", "uri", "digest", "annotations"}
+	}
+	for _, k := range known {
+		if name != k && strings.EqualFold(name, k) {
+			return fmt.Errorf("member %q is almost %q", name, k)
 		}
 	}
 	return nil
@@ -147,65 +137,73 @@ func (a *attempt) verifyPredicateType() error {
 	return nil
 }
 
-// checkJSON requires one JSON value that is nested at most 64 deep, has no duplicate keys anywhere and is
-// followed by nothing.
-func checkJSON(data []byte) error {
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.UseNumber()
+// uniqueKeys requires that no object in data has a key twice and that nothing is nested deeper than 64. data must be valid
+// JSON. visit, which may be nil, is told each key with its depth (1 for the outermost object) and the
+// outermost object's member it is under.
+func uniqueKeys(data []byte, visit func(depth int, member, name string) error) error {
 	type level struct {
-		keys map[string]bool // nil for an array
-		key  bool            // the next token is a key
+		keys   map[string]bool // nil for a list
+		expect bool            // the next string is a key
 	}
 	var stack []level
-	for {
-		tok, err := dec.Token()
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			return err
-		}
-		top := len(stack) - 1
-		switch t := tok.(type) {
-		case json.Delim:
-			if t == '}' || t == ']' {
-				stack = stack[:top]
-				break
-			}
-			if top >= 0 {
-				stack[top].key = stack[top].keys != nil
-			}
+	member := ""
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; c {
+		case '{', '[':
 			if len(stack) == maxJSONDepth {
 				return fmt.Errorf("nested deeper than %d", maxJSONDepth)
 			}
 			l := level{}
-			if t == '{' {
-				l = level{keys: make(map[string]bool), key: true}
+			if c == '{' {
+				l = level{keys: make(map[string]bool, 8), expect: true}
 			}
 			stack = append(stack, l)
-			continue
-		default:
-			if top < 0 {
-				break
+		case '}', ']':
+			if len(stack) == 0 {
+				return errors.New("not JSON")
 			}
-			if l := &stack[top]; l.key {
-				name, ok := t.(string)
-				if !ok || l.keys[name] {
-					return fmt.Errorf("key %q appears twice", name)
+			stack = stack[:len(stack)-1]
+		case ',':
+			if top := len(stack) - 1; top >= 0 {
+				stack[top].expect = stack[top].keys != nil
+			}
+		case '"':
+			start := i
+			escaped := false
+			for i++; i < len(data) && data[i] != '"'; i++ {
+				if data[i] == '\\' {
+					escaped = true
+					i++
 				}
-				l.keys[name] = true
-				l.key = false
+			}
+			if i >= len(data) {
+				return errors.New("not JSON")
+			}
+			top := len(stack) - 1
+			if top < 0 || !stack[top].expect {
 				continue
-			} else if l.keys != nil {
-				l.key = true
+			}
+			stack[top].expect = false
+			name := string(data[start+1 : i])
+			// Invalid UTF-8 decodes to one and the same replacement character, so it has to be compared decoded too.
+			if escaped || !utf8.ValidString(name) {
+				if err := json.Unmarshal(data[start:i+1], &name); err != nil {
+					return err
+				}
+			}
+			if stack[top].keys[name] {
+				return fmt.Errorf("key %q appears twice", name)
+			}
+			stack[top].keys[name] = true
+			if top == 0 {
+				member = name
+			}
+			if visit != nil {
+				if err := visit(top+1, member, name); err != nil {
+					return err
+				}
 			}
 		}
-		if len(stack) == 0 {
-			break
-		}
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("data after the value")
 	}
 	return nil
 }

@@ -8,9 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"sync"
 	"time"
-
-	"github.com/digitorus/pkcs7"
 )
 
 // tsaAuthority is a timestamp authority of the trusted root. leaf is nil when the chain starts with a CA
@@ -19,11 +18,22 @@ type tsaAuthority struct {
 	uri  string
 	leaf *x509.Certificate
 	*authority
+	pinned func() Window // when leaf's chain holds; empty when that has to be found out for each time
+}
+
+func newTSA(uri string, leaf *x509.Certificate, a *authority) *tsaAuthority {
+	return &tsaAuthority{uri: uri, leaf: leaf, authority: a, pinned: sync.OnceValue(func() Window {
+		if leaf == nil {
+			return Window{}
+		}
+		w, _ := a.windowOf(leaf)
+		return w
+	})}
 }
 
 // token is a parsed RFC 3161 response. Nothing in it is verified yet.
 type token struct {
-	p7     *pkcs7.PKCS7
+	cms    *signedData
 	time   time.Time
 	hash   crypto.Hash
 	digest []byte
@@ -76,18 +86,13 @@ func (tsa *tsaAuthority) verifyToken(t *token) (*x509.Certificate, error) {
 	if !tsa.window.contains(t.time) {
 		return nil, fmt.Errorf("%s is outside the authority's window, %s", t.time.UTC().Format(time.RFC3339), tsa.window)
 	}
-	p7 := *t.p7
-	embedded := p7.Certificates
-	if len(embedded) == 0 {
-		if tsa.leaf == nil {
-			return nil, errors.New("the token carries no certificate and the trusted root names none")
-		}
-		p7.Certificates = []*x509.Certificate{tsa.leaf}
+	signer := t.cms.signer(t.cms.certificates...)
+	if len(t.cms.certificates) == 0 {
+		signer = t.cms.signer(tsa.leaf)
 	}
-	signer := p7.GetOnlySigner()
 	switch {
 	case signer == nil:
-		return nil, errors.New("the token is not signed by exactly one known certificate")
+		return nil, errors.New("the certificate that signed the token is neither in it nor in the trusted root")
 	case tsa.leaf != nil && !tsa.leaf.Equal(signer):
 		return nil, errors.New("the token is signed by another certificate than the trusted root names")
 	case signer.IsCA:
@@ -96,10 +101,13 @@ func (tsa *tsaAuthority) verifyToken(t *token) (*x509.Certificate, error) {
 	if err := onlyTimestamping(signer); err != nil {
 		return nil, err
 	}
-	if err := p7.Verify(); err != nil {
-		return nil, fmt.Errorf("token signature: %w", err)
+	if err := t.cms.verify(signer); err != nil {
+		return nil, err
 	}
-	if _, err := tsa.verify(signer, t.time, embedded); err != nil {
+	if w := tsa.pinned(); !w.empty() && w.contains(t.time) { // signer is the pinned certificate
+		return signer, nil
+	}
+	if _, err := tsa.verify(signer, t.time, t.cms.certificates); err != nil {
 		return nil, err
 	}
 	return signer, nil
@@ -158,29 +166,19 @@ func parseToken(der []byte) (*token, error) {
 	if len(resp.Token.FullBytes) == 0 {
 		return nil, errors.New("timestamp response has no token")
 	}
-	p7, err := pkcs7.Parse(resp.Token.FullBytes)
+	cms, err := parseSignedData(resp.Token.FullBytes)
 	if err != nil {
 		return nil, fmt.Errorf("timestamp token: %w", err)
 	}
-	if len(p7.Certificates) > maxChain {
-		return nil, fmt.Errorf("timestamp token carries %d certificates, at most %d are allowed", len(p7.Certificates), maxChain)
-	}
 	var info tstInfo
-	if rest, err := asn1.Unmarshal(p7.Content, &info); err != nil {
+	if rest, err := asn1.Unmarshal(cms.content, &info); err != nil {
 		return nil, fmt.Errorf("timestamp info: %w", err)
 	} else if len(rest) > 0 {
 		return nil, errors.New("timestamp info has trailing data")
 	}
-	t := &token{p7: p7, time: info.Time, digest: info.MessageImprint.HashedMessage}
-	switch alg := info.MessageImprint.HashAlgorithm.Algorithm.String(); alg {
-	case "2.16.840.1.101.3.4.2.1":
-		t.hash = crypto.SHA256
-	case "2.16.840.1.101.3.4.2.2":
-		t.hash = crypto.SHA384
-	case "2.16.840.1.101.3.4.2.3":
-		t.hash = crypto.SHA512
-	default:
-		return nil, fmt.Errorf("timestamp is over a digest of type %s", alg)
+	t := &token{cms: cms, time: info.Time, hash: hashOfOID(info.MessageImprint.HashAlgorithm.Algorithm), digest: info.MessageImprint.HashedMessage}
+	if t.hash == 0 {
+		return nil, fmt.Errorf("timestamp is over a digest of type %s", info.MessageImprint.HashAlgorithm.Algorithm)
 	}
 	return t, nil
 }

@@ -108,11 +108,8 @@ func parseTrustedRoot(raw []byte) (*trustedRoot, error) {
 		if len(s.Intermediates) >= maxChain {
 			return nil, fmt.Errorf("timestamp authority %q has a chain of more than %d certificates", s.URI, maxChain)
 		}
-		r.tsas = append(r.tsas, &tsaAuthority{
-			uri: s.URI, leaf: s.Leaf,
-			authority: newAuthority(s.Root, s.Intermediates,
-				Window{Start: s.ValidityPeriodStart, End: s.ValidityPeriodEnd}, x509.ExtKeyUsageTimeStamping),
-		})
+		r.tsas = append(r.tsas, newTSA(s.URI, s.Leaf, newAuthority(s.Root, s.Intermediates,
+			Window{Start: s.ValidityPeriodStart, End: s.ValidityPeriodEnd}, x509.ExtKeyUsageTimeStamping)))
 	}
 	return r, nil
 }
