@@ -114,12 +114,10 @@ func (c *certificate) cutPoison(before, extensions cryptobyte.String) error {
 	if !c.poisoned || c.poisonErr != nil {
 		return nil
 	}
+	// A list that has become empty stays: the reference leaves it too.
 	b := cryptobyte.NewBuilder(make([]byte, 0, len(c.tbs)))
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddBytes(before)
-		if len(kept) == 0 {
-			return
-		}
 		b.AddASN1(cbasn1.Tag(3).Constructed().ContextSpecific(), func(b *cryptobyte.Builder) {
 			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddBytes(kept) })
 		})

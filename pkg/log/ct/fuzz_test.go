@@ -1,0 +1,157 @@
+package ct
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	ctgo "github.com/google/certificate-transparency-go"
+	cttls "github.com/google/certificate-transparency-go/tls"
+	ctx509 "github.com/google/certificate-transparency-go/x509"
+	"github.com/transparency-dev/tessera/ctonly"
+)
+
+// precertificates returns certificates with poison in different places.
+func precertificates(t testing.TB) (ders [][]byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	poison := pkix.Extension{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11129, 2, 4, 3}, Critical: true, Value: asn1.NullBytes}
+	other := pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Value: []byte("value")}
+	for _, extensions := range [][]pkix.Extension{{poison}, {poison, other}, {other, poison}, {other, poison, {Id: asn1.ObjectIdentifier{1, 2, 5}, Critical: true, Value: make([]byte, 300)}}} {
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "x"},
+			NotAfter: time.Unix(2_000_000_000, 0), ExtraExtensions: extensions,
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ders = append(ders, der)
+	}
+	return ders
+}
+
+// FuzzDissect compares the bytes that are cut out of a precertificate with what
+// certificate-transparency-go decodes and encodes.
+func FuzzDissect(f *testing.F) {
+	for _, der := range precertificates(f) {
+		f.Add(der)
+	}
+	f.Fuzz(func(t *testing.T, der []byte) {
+		got, err := dissect(der)
+		if err != nil || !got.poisoned || got.poisonErr != nil {
+			return
+		}
+		cert, err := ctx509.ParseCertificate(der)
+		if ctx509.IsFatal(err) {
+			t.Skip() // taken by the standard library alone
+		}
+		if !bytes.Equal(cert.RawTBSCertificate, got.tbs) || !bytes.Equal(cert.RawIssuer, got.issuerName) ||
+			!bytes.Equal(cert.Signature, got.signature) || cert.SignatureAlgorithm != got.algorithm {
+			t.Fatal("the certificate was taken apart otherwise")
+		}
+		// Extensions that are not DER (critical FALSE written out, …) come back as DER from there.
+		if again, err := ctx509.BuildPrecertTBS(cert.RawTBSCertificate, nil); err == nil &&
+			len(again) == len(got.tbsWithoutPoison) && !bytes.Equal(again, got.tbsWithoutPoison) {
+			t.Fatalf("TBS\n%x, the reference has\n%x", got.tbsWithoutPoison, again)
+		}
+	})
+}
+
+func TestTBSWithoutPoisonIsTheReferences(t *testing.T) {
+	for _, der := range precertificates(t) {
+		got, err := dissect(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := ctx509.BuildPrecertTBS(got.tbs, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got.tbsWithoutPoison, want) {
+			t.Errorf("TBS\n%x, the reference has\n%x", got.tbsWithoutPoison, want)
+		}
+	}
+}
+
+// FuzzTileLeaf checks that what parses is whole, and that the reference reads the MerkleTreeLeaf
+// and extra_data made from it.
+func FuzzTileLeaf(f *testing.F) {
+	f.Add(ctonly.Entry{Timestamp: 1, Certificate: []byte{1, 2}, FingerprintsChain: [][32]byte{{1}}}.LeafData(5))
+	f.Add(ctonly.Entry{Timestamp: 1, IsPrecert: true, Certificate: []byte{1, 2}, Precertificate: []byte{3}, IssuerKeyHash: make([]byte, 32)}.LeafData(5))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		leaf, err := parseTileLeaf(raw)
+		if err != nil {
+			return
+		}
+		if len(leaf.timestamped)+len(leaf.precertificate)+32*len(leaf.chain) > len(raw) {
+			t.Fatal("more out than in")
+		}
+		if len(leaf.signed) == 0 || leaf.precert && len(leaf.precertificate) == 0 {
+			return // RFC 6962 has no empty certificates
+		}
+		extra, err := leaf.extraData(func([32]byte) ([]byte, error) { return []byte("issuer"), nil })
+		if err != nil {
+			return // over 2^24 bytes
+		}
+		entry, err := ctgo.RawLogEntryFromLeaf(0, &ctgo.LeafEntry{LeafInput: leaf.leafInput(), ExtraData: extra})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if entry.Leaf.TimestampedEntry.Timestamp != leaf.timestampMillis || len(entry.Chain) != len(leaf.chain) {
+			t.Fatal("the reference reads another entry")
+		}
+	})
+}
+
+func FuzzTilePath(f *testing.F) {
+	for _, path := range []string{"0/000", "data/x001/x234/067.p/8", "63/999.p/255", "entries/000", "0/000.p/256", "0/x000/000", "//", "data/.p/1"} {
+		f.Add(path)
+	}
+	f.Fuzz(func(t *testing.T, path string) {
+		if tile, err := parseTilePath(path); err == nil {
+			if tile.width < 0 || tile.width > 255 || tile.level > 63 || strings.Contains(path, "//") {
+				t.Fatalf("%q gave %+v", path, tile)
+			}
+		}
+	})
+}
+
+func FuzzAddChainBody(f *testing.F) {
+	for _, body := range []string{`{"chain":["AAAA"]}`, `{"chain":[]}`, `{"chain":null}`, `[]`, `{"chain":["AA`, `{} {}`} {
+		f.Add(body)
+	}
+	f.Fuzz(func(t *testing.T, body string) {
+		chain, err := parseAddChain(strings.NewReader(body))
+		if err != nil && chain != nil {
+			t.Fatal("a chain beside an error")
+		}
+	})
+}
+
+// FuzzClientAnswer checks that what the client makes of an answer is a serialized SCT.
+func FuzzClientAnswer(f *testing.F) {
+	f.Add([]byte(`{"sct_version":0,"id":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","timestamp":1,"extensions":"","signature":"BAMAAQA="}`))
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		c := &Client{}
+		raw, err := c.parseAnswer(answer)
+		if err != nil {
+			return
+		}
+		var sct ctgo.SignedCertificateTimestamp
+		if rest, err := cttls.Unmarshal(raw, &sct); err != nil || len(rest) > 0 {
+			t.Fatalf("%x: %v", raw, err)
+		}
+	})
+}
