@@ -44,8 +44,9 @@ type bundle struct {
 // entry is one transparency log entry of a bundle.
 type entry struct {
 	*protorekor.TransparencyLogEntry
-	kind entryKind
-	body v1Body // of Rekor v1 kinds
+	kind  entryKind
+	bound bool   // body is the canonical one of a Rekor v1 entry for this bundle, see holds
+	body  v1Body // of Rekor v1 kinds; empty when bound
 }
 
 // parseBundle reads a bundle of version 0.1 to 0.3 and applies the structural rules of that version.
@@ -190,6 +191,11 @@ func (b *bundle) readEntries(pb *protobundle.Bundle) error {
 		e := &entry{TransparencyLogEntry: tle}
 		if err := e.read(); err != nil {
 			return fmt.Errorf("log entry %d: %w", i, err)
+		}
+		if e.bound = !e.kind.v2() && b.holds(e); !e.bound {
+			if err := e.readBody(); err != nil {
+				return fmt.Errorf("log entry %d: %w", i, err)
+			}
 		}
 		for _, other := range b.entries {
 			if bytes.Equal(other.GetLogId().GetKeyId(), tle.GetLogId().GetKeyId()) && other.GetLogIndex() == tle.GetLogIndex() {

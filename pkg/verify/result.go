@@ -12,7 +12,6 @@ import (
 
 type (
 	pkixExtension = pkix.Extension
-	pkixAlgorithm = pkix.AlgorithmIdentifier
 	asn1OID       = asn1.ObjectIdentifier
 )
 

@@ -142,8 +142,10 @@ func (a *attempt) verifyPredicateType() error {
 // outermost object's member it is under.
 func uniqueKeys(data []byte, visit func(depth int, member, name string) error) error {
 	type level struct {
-		keys   map[string]bool // nil for a list
-		expect bool            // the next string is a key
+		object bool
+		expect bool     // the next string is a key
+		few    []string // the first keys; most objects have no more
+		keys   map[string]bool
 	}
 	var stack []level
 	member := ""
@@ -153,11 +155,7 @@ func uniqueKeys(data []byte, visit func(depth int, member, name string) error) e
 			if len(stack) == maxJSONDepth {
 				return fmt.Errorf("nested deeper than %d", maxJSONDepth)
 			}
-			l := level{}
-			if c == '{' {
-				l = level{keys: make(map[string]bool, 8), expect: true}
-			}
-			stack = append(stack, l)
+			stack = append(stack, level{object: c == '{', expect: c == '{'})
 		case '}', ']':
 			if len(stack) == 0 {
 				return errors.New("not JSON")
@@ -165,7 +163,7 @@ func uniqueKeys(data []byte, visit func(depth int, member, name string) error) e
 			stack = stack[:len(stack)-1]
 		case ',':
 			if top := len(stack) - 1; top >= 0 {
-				stack[top].expect = stack[top].keys != nil
+				stack[top].expect = stack[top].object
 			}
 		case '"':
 			start := i
@@ -191,10 +189,18 @@ func uniqueKeys(data []byte, visit func(depth int, member, name string) error) e
 					return err
 				}
 			}
-			if stack[top].keys[name] {
+			l := &stack[top]
+			if l.keys[name] || slices.Contains(l.few, name) {
 				return fmt.Errorf("key %q appears twice", name)
 			}
-			stack[top].keys[name] = true
+			if len(l.few) < 8 {
+				l.few = append(l.few, name)
+			} else {
+				if l.keys == nil {
+					l.keys = make(map[string]bool)
+				}
+				l.keys[name] = true
+			}
 			if top == 0 {
 				member = name
 			}

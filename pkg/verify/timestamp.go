@@ -7,9 +7,11 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
-	"math/big"
 	"sync"
 	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
 // tsaAuthority is a timestamp authority of the trusted root. leaf is nil when the chain starts with a CA
@@ -126,59 +128,43 @@ func onlyTimestamping(c *x509.Certificate) error {
 	return errors.New("the timestamping certificate's extended key usage is not critical")
 }
 
-// tstInfo is RFC 3161's TSTInfo.
-type tstInfo struct {
-	Version        int
-	Policy         asn1.ObjectIdentifier
-	MessageImprint struct {
-		HashAlgorithm pkixAlgorithm
-		HashedMessage []byte
-	}
-	SerialNumber *big.Int
-	Time         time.Time       `asn1:"generalized"`
-	Accuracy     asn1.RawValue   `asn1:"optional,tag:16"`
-	Ordering     bool            `asn1:"optional,default:false"`
-	Nonce        *big.Int        `asn1:"optional"`
-	TSA          asn1.RawValue   `asn1:"tag:0,optional"`
-	Extensions   []pkixExtension `asn1:"tag:1,optional"`
-}
-
-// parseToken reads a granted TimeStampResp.
+// parseToken reads a granted TimeStampResp and the members of its TSTInfo that matter (RFC 3161, section 2.4.2):
+//
+//	TimeStampResp ::= SEQUENCE { status PKIStatusInfo, timeStampToken ContentInfo OPTIONAL }
+//	TSTInfo ::= SEQUENCE { version, policy, messageImprint SEQUENCE { hashAlgorithm, hashedMessage }, serialNumber, genTime, ... }
 func parseToken(der []byte) (*token, error) {
-	var resp struct {
-		Status struct {
-			Status   int
-			Text     []asn1.RawValue `asn1:"optional"`
-			FailInfo asn1.BitString  `asn1:"optional"`
-		}
-		Token asn1.RawValue `asn1:"optional"`
+	in := cryptobyte.String(der)
+	var resp, status, contentInfo cryptobyte.String
+	var granted int64
+	if !in.ReadASN1(&resp, cbasn1.SEQUENCE) || !in.Empty() || !resp.ReadASN1(&status, cbasn1.SEQUENCE) || !status.ReadASN1Integer(&granted) {
+		return nil, errors.New("malformed timestamp response")
 	}
-	rest, err := asn1.Unmarshal(der, &resp)
-	if err != nil {
-		return nil, fmt.Errorf("timestamp response: %w", err)
+	if granted != 0 {
+		return nil, fmt.Errorf("timestamp response has status %d", granted)
 	}
-	if len(rest) > 0 {
-		return nil, errors.New("timestamp response has trailing data")
-	}
-	if resp.Status.Status != 0 {
-		return nil, fmt.Errorf("timestamp response has status %d", resp.Status.Status)
-	}
-	if len(resp.Token.FullBytes) == 0 {
+	if !resp.ReadASN1Element(&contentInfo, cbasn1.SEQUENCE) || !resp.Empty() {
 		return nil, errors.New("timestamp response has no token")
 	}
-	cms, err := parseSignedData(resp.Token.FullBytes)
+	cms, err := parseSignedData(contentInfo)
 	if err != nil {
 		return nil, fmt.Errorf("timestamp token: %w", err)
 	}
-	var info tstInfo
-	if rest, err := asn1.Unmarshal(cms.content, &info); err != nil {
-		return nil, fmt.Errorf("timestamp info: %w", err)
-	} else if len(rest) > 0 {
-		return nil, errors.New("timestamp info has trailing data")
+	content := cryptobyte.String(cms.content)
+	var info, imprint, alg, digest, genTime cryptobyte.String
+	var version int64
+	var oid asn1.ObjectIdentifier
+	if !content.ReadASN1(&info, cbasn1.SEQUENCE) || !content.Empty() || !info.ReadASN1Integer(&version) || version != 1 ||
+		!info.SkipASN1(cbasn1.OBJECT_IDENTIFIER) || !info.ReadASN1(&imprint, cbasn1.SEQUENCE) || !imprint.ReadASN1(&alg, cbasn1.SEQUENCE) ||
+		!alg.ReadASN1ObjectIdentifier(&oid) || !imprint.ReadASN1(&digest, cbasn1.OCTET_STRING) || !imprint.Empty() ||
+		!info.SkipASN1(cbasn1.INTEGER) || !info.ReadASN1(&genTime, cbasn1.GeneralizedTime) {
+		return nil, errors.New("malformed timestamp info")
 	}
-	t := &token{cms: cms, time: info.Time, hash: hashOfOID(info.MessageImprint.HashAlgorithm.Algorithm), digest: info.MessageImprint.HashedMessage}
+	t := &token{cms: cms, hash: hashOfOID(oid), digest: digest}
 	if t.hash == 0 {
-		return nil, fmt.Errorf("timestamp is over a digest of type %s", info.MessageImprint.HashAlgorithm.Algorithm)
+		return nil, fmt.Errorf("timestamp is over a digest of type %s", oid)
+	}
+	if t.time, err = time.Parse("20060102150405.999999999Z", string(genTime)); err != nil {
+		return nil, fmt.Errorf("timestamp's time: %w", err)
 	}
 	return t, nil
 }
