@@ -179,7 +179,7 @@ func (ca *CA) window() (notBefore, notAfter time.Time, err error) {
 }
 
 // audit writes the line that joins a certificate to its token and to its log entry.
-func (ca *CA) audit(p *identity.Principal, c *Issued, entry *timestampedEntry, leafHash [32]byte, requestID string) {
+func (ca *CA) audit(p *identity.Principal, c *Issued, entry *timestampedEntry, requestID string) {
 	attrs := []any{
 		"serial", hex.EncodeToString(c.Serial),
 		"oidc_issuer", p.OIDCIssuer,
@@ -195,6 +195,7 @@ func (ca *CA) audit(p *identity.Principal, c *Issued, entry *timestampedEntry, l
 		attrs = append(attrs, "subject_sha256", hex.EncodeToString(sum[:]))
 	}
 	if entry != nil {
+		leafHash := entry.leafHash()
 		attrs = append(attrs, "leaf_hash", hex.EncodeToString(leafHash[:]), "sct_timestamp_millis", entry.timestampMillis)
 	}
 	ca.logger.Info("certificate issued", attrs...)

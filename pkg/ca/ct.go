@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -26,16 +27,15 @@ type CTSubmitter interface {
 }
 
 const (
-	ctTimeout   = 5 * time.Second
-	maxSCT      = 4 << 10
-	sctPast     = time.Hour // a duplicate submission gets the SCT of the first
-	sctFuture   = time.Minute
-	sctPrecert  = 1
-	hashSHA256  = 4 // RFC 5246, section 7.4.1.4.1
-	sigRSA      = 1
-	sigECDSA    = 3
-	sctV1       = 0
-	sigTypeCert = 0 // certificate_timestamp
+	ctTimeout  = 5 * time.Second
+	maxSCT     = 4 << 10
+	sctPast    = time.Hour // a duplicate submission gets the SCT of the first
+	sctFuture  = time.Minute
+	sctPrecert = 1
+	hashSHA256 = 4 // RFC 5246, section 7.4.1.4.1
+	sigRSA     = 1
+	sigECDSA   = 3
+	sctV1      = 0
 )
 
 // ctLog is the log whose SCTs the CA accepts.
@@ -74,13 +74,14 @@ func newCTLog(key crypto.PublicKey) (ctLog, error) {
 type timestampedEntry struct {
 	timestampMillis uint64
 	extensions      []byte
+	encoded         []byte // version, type and entry, see encode
 }
 
 // check verifies sct, TLS encoding, for the precertificate entry (issuerKeyHash, tbs) at now.
-func (l ctLog) check(sct []byte, issuerKeyHash [32]byte, tbs []byte, now time.Time) (timestampedEntry, error) {
-	var e timestampedEntry
+func (l ctLog) check(sct []byte, issuerKeyHash [32]byte, tbs []byte, now time.Time) (*timestampedEntry, error) {
+	e := &timestampedEntry{}
 	if len(sct) > maxSCT {
-		return e, fmt.Errorf("SCT over %d bytes", maxSCT)
+		return nil, fmt.Errorf("SCT over %d bytes", maxSCT)
 	}
 	s := cryptobyte.String(sct)
 	var version, hash, alg uint8
@@ -88,46 +89,48 @@ func (l ctLog) check(sct []byte, issuerKeyHash [32]byte, tbs []byte, now time.Ti
 	var extensions, sig cryptobyte.String
 	if !s.ReadUint8(&version) || !s.ReadBytes(&logID, 32) || !s.ReadUint64(&e.timestampMillis) || !s.ReadUint16LengthPrefixed(&extensions) ||
 		!s.ReadUint8(&hash) || !s.ReadUint8(&alg) || !s.ReadUint16LengthPrefixed(&sig) || !s.Empty() {
-		return e, errors.New("SCT is malformed")
+		return nil, errors.New("SCT is malformed")
 	}
 	e.extensions = extensions
 	if version != sctV1 || hash != hashSHA256 || alg != l.alg {
-		return e, fmt.Errorf("SCT of version %d, hash %d, signature algorithm %d is not one of this log", version, hash, alg)
+		return nil, fmt.Errorf("SCT of version %d, hash %d, signature algorithm %d is not one of this log", version, hash, alg)
 	}
 	if [32]byte(logID) != l.logID {
-		return e, fmt.Errorf("SCT of log %x, expected %x", logID, l.logID)
+		return nil, fmt.Errorf("SCT of log %x, expected %x", logID, l.logID)
 	}
 	if e.timestampMillis > 1<<53 {
-		return e, errors.New("SCT is from the future")
+		return nil, errors.New("SCT is from the future")
 	}
 	when := time.UnixMilli(int64(e.timestampMillis))
 	if when.After(now.Add(sctFuture)) || when.Before(now.Add(-sctPast)) {
-		return e, fmt.Errorf("SCT is of %s, it is %s", when.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("SCT is of %s, it is %s", when.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
-	sum := sha256.Sum256(e.bytes(sigTypeCert, issuerKeyHash, tbs))
+	e.encode(issuerKeyHash, tbs)
+	sum := sha256.Sum256(e.encoded)
 	if !verifyDigest(l.key, crypto.SHA256, sum[:], sig) {
-		return e, errors.New("SCT signature does not verify with the log's key")
+		return nil, errors.New("SCT signature does not verify with the log's key")
 	}
 	return e, nil
 }
 
-// bytes returns version, kind and the timestamped entry: with kind 0 (certificate_timestamp)
-// the input of the SCT's signature, and since timestamped_entry is 0 as well, the Merkle leaf.
-func (e timestampedEntry) bytes(kind byte, issuerKeyHash [32]byte, tbs []byte) []byte {
-	b := cryptobyte.NewBuilder(make([]byte, 0, 64+len(tbs)))
-	b.AddUint8(sctV1)
-	b.AddUint8(kind)
-	b.AddUint64(e.timestampMillis)
-	b.AddUint16(sctPrecert)
-	b.AddBytes(issuerKeyHash[:])
-	b.AddUint24LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(tbs) })
-	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(e.extensions) })
-	return b.BytesOrPanic()
+// encode lays out version 0, a type of 0 and the entry: the input of the SCT's signature, where
+// the type is certificate_timestamp, and byte for byte the Merkle leaf, where it is
+// timestamped_entry.
+func (e *timestampedEntry) encode(issuerKeyHash [32]byte, tbs []byte) {
+	b := make([]byte, 0, 64+len(tbs)+len(e.extensions))
+	b = append(b, sctV1, 0)
+	b = binary.BigEndian.AppendUint64(b, e.timestampMillis)
+	b = binary.BigEndian.AppendUint16(b, sctPrecert)
+	b = append(b, issuerKeyHash[:]...)
+	b = append(b, byte(len(tbs)>>16), byte(len(tbs)>>8), byte(len(tbs)))
+	b = append(b, tbs...)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(e.extensions)))
+	e.encoded = append(b, e.extensions...)
 }
 
 // leafHash is SHA-256(0x00 ‖ MerkleTreeLeaf): where an auditor finds the precertificate.
-func (e timestampedEntry) leafHash(issuerKeyHash [32]byte, tbs []byte) [32]byte {
-	return sha256.Sum256(append([]byte{0}, e.bytes(0, issuerKeyHash, tbs)...))
+func (e *timestampedEntry) leafHash() [32]byte {
+	return sha256.Sum256(append([]byte{0}, e.encoded...))
 }
 
 // sctList returns the value of the SCT list extension: an OCTET STRING around the TLS

@@ -95,7 +95,9 @@ func TestCTClient(t *testing.T) {
 		calls   int32
 	}{
 		{"a refusal is final", status(400), 1},
-		{"a redirect is not followed", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 307) }, 1},
+		{"a redirect is not followed", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		}, 1},
 		{"an answer that is no JSON", func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("<html>")) }, 1},
 		{"an id of the wrong size", func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(`{"id":"AAAA"}`)) }, 1},
 		{"a failure is tried twice", status(502), 2},

@@ -89,9 +89,4 @@ func integer(b []byte) []byte {
 	return der(tagInteger, b)
 }
 
-// Object identifiers as encoding/asn1 has them, for comparing.
-var (
-	oidSAN    = asn1.ObjectIdentifier{2, 5, 29, 17}
-	oidPoison = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11129, 2, 4, 3}
-	oidSCTs   = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11129, 2, 4, 2}
-)
+var oidSAN = asn1.ObjectIdentifier{2, 5, 29, 17}

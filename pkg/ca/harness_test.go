@@ -44,6 +44,7 @@ type fakeLog struct {
 
 	mu     sync.Mutex // guards the fields below
 	chains [][][]byte
+	leaves [][32]byte // leaf hashes
 	fail   func(ctx context.Context) error
 	entry  func(*ct.LogEntry)                   // before signing
 	sct    func(*ct.SignedCertificateTimestamp) // after signing
@@ -79,6 +80,11 @@ func (l *fakeLog) AddPreChain(ctx context.Context, chain [][]byte) ([]byte, erro
 	if l.entry != nil {
 		l.entry(&entry)
 	}
+	leafHash, err := ct.LeafHashForLeaf(&entry.Leaf)
+	if err != nil {
+		return nil, err
+	}
+	l.leaves = append(l.leaves, leafHash)
 	spki, err := x509.MarshalPKIXPublicKey(l.key.Public())
 	if err != nil {
 		return nil, err

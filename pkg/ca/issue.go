@@ -54,24 +54,23 @@ func (ca *CA) Issue(ctx context.Context, req Request) (*Issued, error) {
 	if err != nil {
 		return nil, fault.New(fault.Internal, "internal", err, textBackend)
 	}
-	if err := ca.issuing.lint(t, principal); err != nil {
+	bare := t.with(nil)
+	if err := ca.issuing.lint(bare, principal); err != nil {
 		return nil, fault.New(fault.Invalid, identity.ReasonClaimRejected, err, textBadClaims)
 	}
-	return ca.complete(ctx, req, principal, t, notAfter)
+	return ca.complete(ctx, req, principal, t, bare, notAfter)
 }
 
 // complete signs: the only place where certificates come to be.
-func (ca *CA) complete(ctx context.Context, req Request, principal *identity.Principal, t tbs, notAfter time.Time) (*Issued, error) {
+func (ca *CA) complete(ctx context.Context, req Request, principal *identity.Principal, t tbs, bare []byte, notAfter time.Time) (*Issued, error) {
 	var last []byte
 	var entry *timestampedEntry
-	var leafHash [32]byte
 	if ca.opts.CT != nil {
-		bare := t.with(nil)
 		sct, found, err := ca.promise(ctx, t, bare)
 		if err != nil {
 			return nil, err
 		}
-		entry, leafHash = &found, found.leafHash(ca.issuing.keyHash, bare)
+		entry = found
 		last = extension(derSCTs, false, sctList(sct))
 	}
 	raw, err := ca.issuing.sign(ca.opts.Rand, t.with(last))
@@ -86,21 +85,20 @@ func (ca *CA) complete(ctx context.Context, req Request, principal *identity.Pri
 		NotAfter: notAfter,
 	}
 	ca.metrics.issued.Inc()
-	ca.audit(principal, issued, entry, leafHash, req.ID)
+	ca.audit(principal, issued, entry, req.ID)
 	return issued, nil
 }
 
 // promise enters the precertificate of t in the log and returns the log's SCT once it proved
 // to cover bare, the TBS without poison and SCT list.
-func (ca *CA) promise(ctx context.Context, t tbs, bare []byte) ([]byte, timestampedEntry, error) {
-	var none timestampedEntry
+func (ca *CA) promise(ctx context.Context, t tbs, bare []byte) ([]byte, *timestampedEntry, error) {
 	poisoned := t.with(derPoison)
 	if !sameButLast(poisoned, bare, t, derPoison) {
-		return nil, none, fault.New(fault.Internal, "internal", errors.New("precertificate and certificate would differ"), textBackend)
+		return nil, nil, fault.New(fault.Internal, "internal", errors.New("precertificate and certificate would differ"), textBackend)
 	}
 	precert, err := ca.issuing.sign(ca.opts.Rand, poisoned)
 	if err != nil {
-		return nil, none, fault.New(fault.Internal, "signer_failed", err, textBackend)
+		return nil, nil, fault.New(fault.Internal, "signer_failed", err, textBackend)
 	}
 	limited, cancel := context.WithTimeout(ctx, ctTimeout)
 	defer cancel()
@@ -109,14 +107,14 @@ func (ca *CA) promise(ctx context.Context, t tbs, bare []byte) ([]byte, timestam
 	if err != nil {
 		ca.metrics.ct("error", started)
 		if ctx.Err() != nil {
-			return nil, none, ctx.Err()
+			return nil, nil, ctx.Err()
 		}
-		return nil, none, fault.New(fault.Unavailable, "ct_unavailable", err, textCTL)
+		return nil, nil, fault.New(fault.Unavailable, "ct_unavailable", err, textCTL)
 	}
 	entry, err := ca.log.check(sct, ca.issuing.keyHash, bare, ca.opts.Now())
 	if err != nil {
 		ca.metrics.ct("bad_sct", started)
-		return nil, none, fault.New(fault.Internal, "sct_invalid", err, textCTL)
+		return nil, nil, fault.New(fault.Internal, "sct_invalid", err, textCTL)
 	}
 	ca.metrics.ct("ok", started)
 	return sct, entry, nil

@@ -187,6 +187,11 @@ func TestEveryWireGivesACertificateThatClientsAccept(t *testing.T) {
 			t.Errorf("%v %v", config, err)
 		}
 	})
+	for _, leaf := range w.log.leaves {
+		if !strings.Contains(w.logs.String(), "leaf_hash="+hex.EncodeToString(leaf[:])) {
+			t.Errorf("no audit line names the log's leaf %x", leaf)
+		}
+	}
 	if logs := w.logs.String(); strings.Contains(logs, "eyJ") || strings.Contains(logs, email) || !strings.Contains(logs, "leaf_hash=") {
 		t.Errorf("audit lines must name the log entry and neither token nor subject: %.400s", logs)
 	}

@@ -33,7 +33,6 @@ type issuing struct {
 	keyUsages []byte // KU and EKU extensions
 	akid      []byte // AKI extension
 	keyHash   [32]byte
-	dummySize int // of a signature, for linting
 }
 
 // tbs holds the TBSCertificate in parts. Its precertificate and its final form differ in the
@@ -98,11 +97,11 @@ func generalName(san identity.SAN) ([]byte, error) {
 	return nil, fmt.Errorf("a subject alternative name of kind %d", san.Kind)
 }
 
-// lint parses t as clients will, under a dummy signature, and compares what they will read with
+// lint parses bare, a TBS without poison and SCT list, as clients will, under a dummy signature, and compares what they will read with
 // what was meant. It runs before anything is signed: upstream finds such faults after the
 // precertificate is out.
-func (i *issuing) lint(t tbs, p *identity.Principal) error {
-	cert, err := x509.ParseCertificate(i.assemble(t.with(nil), make([]byte, i.dummySize)))
+func (i *issuing) lint(bare []byte, p *identity.Principal) error {
+	cert, err := x509.ParseCertificate(i.assemble(bare, make([]byte, 64)))
 	if err != nil {
 		return err
 	}
@@ -153,9 +152,8 @@ func newIssuing(cert *x509.Certificate, signer crypto.Signer) (*issuing, error) 
 		issuer: cert.RawSubject,
 		keyUsages: append(extension(derKeyUsage, true, []byte{tagBitString, 2, 7, 0x80}), // digitalSignature
 			extension(derExtKeyUsage, false, der(tagSequence, derCodeSigning))...),
-		akid:      extension(derAuthorityKeyID, false, der(tagSequence, der(tagContext0, cert.SubjectKeyId))),
-		keyHash:   sumSPKI(cert),
-		dummySize: 64,
+		akid:    extension(derAuthorityKeyID, false, der(tagSequence, der(tagContext0, cert.SubjectKeyId))),
+		keyHash: sumSPKI(cert),
 	}
 	return i, nil
 }

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -116,7 +117,7 @@ func refusePrivate(_, address string, _ syscall.RawConn) error {
 // fetched is what one fetch found.
 type fetched struct {
 	keys []jose.JSONWebKey
-	algs []string // algorithms that discovery lists, of those that go-oidc supports
+	algs []jose.SignatureAlgorithm // those of discovery that go-oidc supports too, at least one
 }
 
 func (s *source) fetch(ctx context.Context) (*fetched, error) {
@@ -155,7 +156,11 @@ func (s *source) fetch(ctx context.Context) (*fetched, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keys of %s: %w", keysURL, err)
 	}
-	return &fetched{keys: keys, algs: supported(document.Algorithms)}, nil
+	algs := supported(document.Algorithms)
+	if len(algs) == 0 {
+		algs = []jose.SignatureAlgorithm{jose.RS256} // mandatory by OpenID Connect Discovery, section 3
+	}
+	return &fetched{keys: keys, algs: algs}, nil
 }
 
 // keysURL returns where the keys are. With a discovery-url the issuer is reached by another
@@ -255,15 +260,12 @@ func parseJWKS(data []byte) ([]jose.JSONWebKey, error) {
 // allAlgorithms are those of go-oidc: asymmetric, so neither none nor HMAC over a public key.
 var allAlgorithms = []string{oidc.RS256, oidc.RS384, oidc.RS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.EdDSA}
 
-// supported filters algs; discovery that lists none means RS256 (OpenID Connect Discovery,
-// section 3, makes it mandatory).
-func supported(algs []string) []string {
-	var out []string
+// supported filters algs.
+func supported(algs []string) []jose.SignatureAlgorithm {
+	var out []jose.SignatureAlgorithm
 	for _, a := range algs {
-		for _, known := range allAlgorithms {
-			if a == known {
-				out = append(out, a)
-			}
+		if slices.Contains(allAlgorithms, a) {
+			out = append(out, jose.SignatureAlgorithm(a))
 		}
 	}
 	return out

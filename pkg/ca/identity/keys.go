@@ -2,12 +2,10 @@ package identity
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
 
-	"github.com/coreos/go-oidc/v3/oidc"
 	jose "github.com/go-jose/go-jose/v4"
 
 	"github.com/attestry/attestry/internal/fault"
@@ -25,7 +23,7 @@ const (
 type remoteKeys struct {
 	source  *source
 	now     func() time.Time
-	observe func(outcome string) // counts fetches
+	observe func(error) // counts and logs fetches
 
 	mu        sync.Mutex // guards the fields below
 	last      *fetched
@@ -101,11 +99,7 @@ func (r *remoteKeys) start(ctx context.Context) chan struct{} {
 		}
 		r.flight = nil
 		r.mu.Unlock()
-		outcome := "ok"
-		if err != nil {
-			outcome = "error"
-		}
-		r.observe(outcome)
+		r.observe(err)
 		close(done)
 	}()
 	return done
@@ -129,44 +123,19 @@ func unreachable(err error) error {
 	return fault.New(fault.Unavailable, ReasonIssuerUnreachable, err, "the keys of the token's issuer could not be fetched")
 }
 
-// attempt is the oidc.KeySet of one verification. It remembers how far the token came, which
-// go-oidc's errors do not tell.
-type attempt struct {
-	given  oidc.KeySet // set in code; the other fields are then unused
-	have   *fetched
-	remote *remoteKeys // nil for static keys
-	algs   []jose.SignatureAlgorithm
-
-	parsed, verified bool
-}
-
-var errNoKey = errors.New("no key of the issuer verifies the signature")
-
-// VerifySignature implements oidc.KeySet: by kid when the token names one, else by trying all
-// keys; once more with fetched keys if none fits.
-func (a *attempt) VerifySignature(ctx context.Context, token string) (payload []byte, err error) {
-	a.parsed = true
-	defer func() { a.verified = err == nil }()
-	if a.given != nil {
-		return a.given.VerifySignature(ctx, token)
-	}
-	jws, err := jose.ParseSignedCompact(token, a.algs)
-	if err != nil {
-		return nil, err
-	}
-	if payload, ok := tryKeys(jws, a.have.keys); ok {
-		return payload, nil
-	}
-	if a.remote != nil {
-		if newer := a.remote.refetch(ctx, a.have); newer != nil {
-			if payload, ok := tryKeys(jws, newer.keys); ok {
-				return payload, nil
-			}
+// verify returns the payload of jws if one of the keys of have verifies it, else if a newly
+// fetched one does. remote is nil for static keys.
+func verify(ctx context.Context, jws *jose.JSONWebSignature, have *fetched, remote *remoteKeys) ([]byte, bool) {
+	payload, ok := tryKeys(jws, have.keys)
+	if !ok && remote != nil {
+		if newer := remote.refetch(ctx, have); newer != nil {
+			return tryKeys(jws, newer.keys)
 		}
 	}
-	return nil, errNoKey
+	return payload, ok
 }
 
+// tryKeys goes by kid when the token names one, else through all keys.
 func tryKeys(jws *jose.JSONWebSignature, keys []jose.JSONWebKey) ([]byte, bool) {
 	header := jws.Signatures[0].Header
 	for k := range keys {
