@@ -1,0 +1,62 @@
+package verify_test
+
+import (
+	"testing"
+
+	"github.com/attestry/attestry/pkg/verify"
+)
+
+// FuzzBundle changes bundles under a fixed trusted root: nothing may panic, and nothing may be accepted that
+// sigstore-go refuses.
+func FuzzBundle(f *testing.F) {
+	i := newInstance(f)
+	root := i.trustedRoot()
+	for _, o := range []order{
+		{log: "v1"}, {log: "v2"}, {log: "v1", statement: statementFor(theArtifact)}, {log: "v2", statement: statementFor(theArtifact)}, {log: "v2-dsse", statement: statementFor(theArtifact)},
+	} {
+		o.artifact = theArtifact
+		f.Add(i.issue(o))
+	}
+	for _, v := range conformanceVectors(f) {
+		f.Add(v.bundle)
+	}
+	v, err := verify.New(root)
+	if err != nil {
+		f.Fatal(err)
+	}
+	policy := identity(f, testIssuer, testSubject)
+	f.Fuzz(func(t *testing.T, bundle []byte) {
+		if _, err := v.Verify(bundle, verify.FromBytes(theArtifact), policy); err == nil {
+			agree(t, root, bundle, theArtifact, policy)
+		} else if verify.ReasonOf(err) == "internal" {
+			t.Errorf("refusal without a reason: %v", err)
+		}
+	})
+}
+
+// FuzzTrustedRoot changes the trusted root under which a sound bundle is verified.
+func FuzzTrustedRoot(f *testing.F) {
+	i := newInstance(f)
+	bundle := i.issue(order{log: "v2", artifact: theArtifact})
+	f.Add(i.trustedRoot())
+	f.Add(append(append(i.trustedRoot(), '\n'), i.trustedRoot()...))
+	for _, v := range conformanceVectors(f) {
+		f.Add(v.root)
+	}
+	policy := identity(f, testIssuer, testSubject)
+	f.Fuzz(func(t *testing.T, root []byte) {
+		if _, err := check(root, bundle, verify.FromBytes(theArtifact), policy); err != nil && verify.ReasonOf(err) == "internal" {
+			t.Errorf("refusal without a reason: %v", err)
+		}
+	})
+}
+
+func FuzzStatement(f *testing.F) {
+	f.Add(statementFor(theArtifact))
+	f.Add([]byte(`{"_type":"https://in-toto.io/Statement/v0.1","subject":[{"digest":{"sha512":"00"}}],"predicateType":"p","predicate":[1,"\u0041",{"a":{}}]}`))
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		if s, err := verify.ParseStatement(payload); err == nil && len(s.Subject) == 0 {
+			t.Error("a statement without subjects")
+		}
+	})
+}
