@@ -11,6 +11,8 @@ import (
 	rekorpb "github.com/sigstore/rekor-tiles/v2/pkg/generated/protobuf"
 )
 
+//lint:file-ignore SA1019 clients in use send the deprecated dsseRequestV002
+
 // dsseSpec2 is Rekor v2's dsse 0.0.2 in protobuf's JSON form. Servers since 2.3.0 refuse it and new
 // clients send a hashedrekord over the PAE; cosign 2.6 and 3.0 and sigstore-js send this.
 type dsseSpec2 struct {
@@ -21,8 +23,8 @@ type dsseSpec2 struct {
 }
 
 // DSSE verifies a Rekor v2 request of a DSSE envelope: every signature must be verified by one of the verifiers.
-func DSSE(req *rekorpb.DSSERequestV002) (Entry, error) { //nolint:staticcheck // deprecated upstream, sent by clients in use
-	sent, offered := req.GetEnvelope(), req.GetVerifiers() //nolint:staticcheck
+func DSSE(req *rekorpb.DSSERequestV002) (Entry, error) {
+	sent, offered := req.GetEnvelope(), req.GetVerifiers()
 	switch {
 	case sent == nil:
 		return Entry{}, missing("envelope")

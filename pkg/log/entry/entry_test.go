@@ -18,6 +18,8 @@ import (
 	"github.com/attestry/attestry/pkg/log/entry/ijson"
 )
 
+//lint:file-ignore SA1019 clients in use send the deprecated dsseRequestV002
+
 // TestReferenceLeafHash is the vector of the log reference's section 16.
 func TestReferenceLeafHash(t *testing.T) {
 	s := hashedRekordSpec{}
@@ -169,7 +171,7 @@ func TestRefusedVersion2Requests(t *testing.T) {
 	sigs := []*dssepb.Signature{{Sig: sig}}
 	for _, tt := range []struct {
 		name, reason string
-		req          *rekorpb.DSSERequestV002 //nolint:staticcheck
+		req          *rekorpb.DSSERequestV002
 	}{
 		{"nothing", "missing_field", &rekorpb.DSSERequestV002{}},
 		{"no signatures", "missing_field", &rekorpb.DSSERequestV002{Envelope: &dssepb.Envelope{}, Verifiers: []*rekorpb.Verifier{s.keyPB()}}},
@@ -216,7 +218,7 @@ func FuzzVersion2(f *testing.F) {
 	m := message{payloadType: inTotoType, payload: []byte(statementJSON)}
 	for _, req := range []*rekorpb.CreateEntryRequest{
 		{Spec: &rekorpb.CreateEntryRequest_HashedRekordRequestV002{HashedRekordRequestV002: &rekorpb.HashedRekordRequestV002{Digest: sum, Signature: &rekorpb.Signature{Content: sig, Verifier: s.certPB()}}}},
-		{Spec: &rekorpb.CreateEntryRequest_DsseRequestV002{DsseRequestV002: &rekorpb.DSSERequestV002{ //nolint:staticcheck
+		{Spec: &rekorpb.CreateEntryRequest_DsseRequestV002{DsseRequestV002: &rekorpb.DSSERequestV002{
 			Envelope:  &dssepb.Envelope{PayloadType: m.payloadType, Payload: m.payload, Signatures: []*dssepb.Signature{{Sig: s.signEnvelope(f, m)}}},
 			Verifiers: []*rekorpb.Verifier{s.keyPB()}}}},
 	} {
@@ -231,7 +233,7 @@ func FuzzVersion2(f *testing.F) {
 		if protojson.Unmarshal(raw, req) != nil {
 			return
 		}
-		if d := req.GetDsseRequestV002(); d != nil { //nolint:staticcheck
+		if d := req.GetDsseRequestV002(); d != nil {
 			e, err := DSSE(d)
 			checkEntry(t, e, err)
 		} else {

@@ -22,6 +22,8 @@ import (
 	"github.com/attestry/attestry/pkg/log/entry/ijson"
 )
 
+//lint:file-ignore SA1019 clients in use send the deprecated dsseRequestV002
+
 // shared finds published vectors: ATTESTRY_SHARED, else the folder "shared" beside the repository.
 func shared(t testing.TB, elem ...string) string {
 	t.Helper()
@@ -182,7 +184,7 @@ func resubmit(t *testing.T, kind string, b *bundlepb.Bundle, body []byte) (Entry
 		}
 		return HashedRekord(req)
 	case "dsse 0.0.2":
-		return DSSE(&rekorpb.DSSERequestV002{Envelope: b.GetDsseEnvelope(), Verifiers: []*rekorpb.Verifier{verifierPB(t, b, body)}}) //nolint:staticcheck
+		return DSSE(&rekorpb.DSSERequestV002{Envelope: b.GetDsseEnvelope(), Verifiers: []*rekorpb.Verifier{verifierPB(t, b, body)}})
 	}
 	return Entry{}, fmt.Errorf("unexpected kind %q", kind)
 }

@@ -36,6 +36,8 @@ import (
 	_ "github.com/sigstore/rekor/pkg/types/intoto/v0.0.2"
 )
 
+//lint:file-ignore SA1019 clients in use send the deprecated dsseRequestV002
+
 // signer is a client's key with everything that submissions need of it.
 type signer struct {
 	crypto.Signer
@@ -267,7 +269,7 @@ func TestEnvelopesOnVersion2(t *testing.T) {
 	p256, p384, ed := newSigner(t, "P-256"), newSigner(t, "P-384"), newSigner(t, "Ed25519")
 	pure := ed.keyPB()
 	pure.KeyDetails = common.PublicKeyDetails_PKIX_ED25519
-	req := &rekorpb.DSSERequestV002{ //nolint:staticcheck
+	req := &rekorpb.DSSERequestV002{
 		Envelope: &dssepb.Envelope{PayloadType: m.payloadType, Payload: m.payload, Signatures: []*dssepb.Signature{
 			{Sig: sign(p384, crypto.SHA384), Keyid: "ignored"}, {Sig: sign(p256, crypto.SHA256)}, {Sig: sign(ed, 0)}, {Sig: sign(ed, crypto.SHA512)},
 		}},
@@ -289,7 +291,7 @@ func TestEnvelopesOnVersion2(t *testing.T) {
 	if stored, err := Keys(e.Body); err != nil || !slices.Equal(stored, e.Keys) {
 		t.Errorf("keys of the stored body are %q (%v), want %q", stored, err, e.Keys)
 	}
-	req.Envelope.Signatures[0].Sig[7] ^= 1 //nolint:staticcheck
+	req.Envelope.Signatures[0].Sig[7] ^= 1
 	if _, err := DSSE(req); err == nil {
 		t.Error("an envelope with a signature that nobody verifies was taken")
 	}

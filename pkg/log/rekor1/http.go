@@ -139,7 +139,7 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, path string, err 
 	case errors.As(err, &conflict):
 		status, code, reason, text = http.StatusConflict, http.StatusConflict, "duplicate", err.Error()
 		w.Header().Set("Location", entriesPath+"/"+conflict.entryID)
-	case errors.Is(err, errNoSearch):
+	case errors.Is(err, noSearchError{}):
 		status, code, reason, text = http.StatusNotImplemented, http.StatusNotImplemented, "search_off", err.Error()
 	case kind == fault.Canceled:
 		text = "client disconnected during request"

@@ -54,9 +54,10 @@ type faultyLog struct {
 
 func (l *faultyLog) Add(ctx context.Context, s log.Submission) (log.Receipt, error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.err != nil {
-		return log.Receipt{}, l.err
+	err := l.err
+	l.mu.Unlock()
+	if err != nil {
+		return log.Receipt{}, err
 	}
 	return l.Log.Add(ctx, s)
 }

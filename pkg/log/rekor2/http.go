@@ -31,7 +31,7 @@ const (
 
 func (h *Handler) newRouter() http.Handler {
 	r := chi.NewRouter()
-	r.NotFound(h.serve("unknown", func(http.ResponseWriter, *http.Request) error { return errNoPath }))
+	r.NotFound(h.serve("unknown", func(http.ResponseWriter, *http.Request) error { return noPathError{} }))
 	r.MethodNotAllowed(h.serve("unknown", func(_ http.ResponseWriter, req *http.Request) error {
 		if strings.HasSuffix(req.URL.Path, "/log/entries") {
 			return methodError{http.MethodPost}
@@ -60,9 +60,13 @@ func (h *Handler) serve(path string, op func(http.ResponseWriter, *http.Request)
 	}
 }
 
-var errNoPath = errors.New("Not Found") //nolint:staticcheck // upstream's text
+// Errors of the HTTP edge, with grpc-gateway's texts.
+type (
+	methodError struct{ allow string }
+	noPathError struct{}
+)
 
-type methodError struct{ allow string }
+func (noPathError) Error() string { return "Not Found" }
 
 func (e methodError) Error() string { return "Method Not Allowed" }
 
@@ -118,7 +122,7 @@ func (h *Handler) getCheckpoint(w http.ResponseWriter, _ *http.Request) error {
 func (h *Handler) getTile(w http.ResponseWriter, r *http.Request) error {
 	tile, ok := parseTile(chi.URLParam(r, "*"))
 	if !ok {
-		return errNoPath
+		return noPathError{}
 	}
 	var raw []byte
 	var err error
@@ -147,7 +151,7 @@ func outcome(err error) (status int, code codes.Code, reason, text string) {
 		return http.StatusMethodNotAllowed, codes.Unimplemented, "method_not_allowed", err.Error()
 	case errors.As(err, &conflict):
 		return http.StatusConflict, codes.AlreadyExists, "duplicate", err.Error()
-	case errors.Is(err, errNoPath):
+	case errors.Is(err, noPathError{}):
 		return http.StatusNotFound, codes.NotFound, "no_such_path", err.Error()
 	}
 	switch kind {

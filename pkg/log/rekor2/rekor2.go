@@ -28,6 +28,8 @@ import (
 	"github.com/attestry/attestry/pkg/log/entry"
 )
 
+//lint:file-ignore SA1019 clients in use send the deprecated dsseRequestV002
+
 // DefaultMaxBody is the limit of a request's body, upstream's.
 const DefaultMaxBody = 4 << 20
 

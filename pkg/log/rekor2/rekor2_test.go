@@ -52,6 +52,8 @@ import (
 	"github.com/attestry/attestry/pkg/log/tiles"
 )
 
+//lint:file-ignore SA1019 clients in use send the deprecated dsseRequestV002
+
 const origin = "localhost"
 
 // house is a log on disk, served over HTTP and gRPC.
@@ -225,7 +227,7 @@ func (c client) attestation(t testing.TB, subject string) *rekorpb.CreateEntryRe
 	payload := []byte(`{"subject":[{"digest":{"sha256":"` + subject + `"}}]}`)
 	const payloadType = "application/vnd.in-toto+json"
 	_, sig := c.sign(t, fmt.Appendf(nil, "DSSEv1 %d %s %d %s", len(payloadType), payloadType, len(payload), payload))
-	return &rekorpb.CreateEntryRequest{Spec: &rekorpb.CreateEntryRequest_DsseRequestV002{DsseRequestV002: &rekorpb.DSSERequestV002{ //nolint:staticcheck
+	return &rekorpb.CreateEntryRequest{Spec: &rekorpb.CreateEntryRequest_DsseRequestV002{DsseRequestV002: &rekorpb.DSSERequestV002{
 		Envelope:  &dssepb.Envelope{PayloadType: payloadType, Payload: payload, Signatures: []*dssepb.Signature{{Sig: sig}}},
 		Verifiers: []*rekorpb.Verifier{c.verifier},
 	}}}
