@@ -87,3 +87,44 @@ func TestConformanceVectors(t *testing.T) {
 		}
 	}
 }
+
+// TestPublishedBundles gives sigstore-go's published bundles to `attestry verify`.
+func TestPublishedBundles(t *testing.T) {
+	dir := filepath.Join(shared(t), "vectors", "sigstore-go-bundles")
+	exe, prefix, _ := offline(attestry)
+	const (
+		release  = "sha512:46d4e2f74c4877316640000a6fdf8a8b59f1e0847667973e9859f774dd31b8f1e0937813b777fb66a2ac67d50540fe34640966eee9fc2ccca387082b4c85cd3c"
+		tarball  = "sha512:bbfd372fc9beeb777fe35d05bb10c0c70a9733d366a75fed7dd18866c7391de3ee7e88ba74dd47abf3e15c845e547fcf0e5c3da80854c751554224d3a6d4e55f"
+		workload = "sha256:bc103b4a84971ef6459b294a2b98568a2bfb72cded09d4acd1e16366a401f95b"
+		keyed    = "sha256:6ae8a75555209fd6c44157c0aed8016e763ff435a19cf186f76863140143ff72"
+	)
+	by := func(identity, issuer string) []string {
+		return []string{"--certificate-identity", identity, "--certificate-oidc-issuer", issuer}
+	}
+	workflow := by("https://github.com/sigstore/sigstore-js/.github/workflows/release.yml@refs/heads/main", beaconIssuer)
+	for _, tt := range []struct {
+		bundle, root, artifact string
+		who                    []string
+		refused                string // reason code, "" when it verifies
+	}{
+		{"sigstore.js@2.0.0-provenance.sigstore.json", "public-good.json", release, workflow, ""},
+		{"sigstore.js@2.0.0-provenance.sigstore.json", "public-good.json", tarball, workflow, "subject-mismatch"},
+		{"sigstore.js@2.0.0-provenance.sigstore.json", "public-good.json", release, by("brian@dehamer.com", beaconIssuer), "identity"},
+		{"dsse.sigstore.json", "public-good.json", tarball, by("brian@dehamer.com", "https://github.com/login/oauth"), "bundle-malformed"},
+		{"dsse-2sigs.sigstore.json", "public-good.json", tarball, by("brian@dehamer.com", "https://github.com/login/oauth"), "bundle-malformed"},
+		{"othername.sigstore.json", "scaffolding.json", workload, by("foo!oidc.local", "http://oidc.local:8080"), ""},
+		{"othername.sigstore.json", "scaffolding.json", workload, by("foo@oidc.local", "http://oidc.local:8080"), "identity"},
+		{"public-key-validity.sigstore.json", "public-key-validity.json", keyed, []string{"--key", filepath.Join(dir, "public-key-validity.pem")}, ""},
+		{"public-key-validity.sigstore.json", "public-key-validity.json", workload, []string{"--key", filepath.Join(dir, "public-key-validity.pem")}, "subject-mismatch"},
+	} {
+		t.Run(tt.bundle+" "+tt.refused, func(t *testing.T) {
+			b := newSandbox(t)
+			args := flags(prefix, []string{"verify", "--trusted-root", filepath.Join(dir, tt.root), "--bundle", filepath.Join(dir, tt.bundle)}, tt.who, []string{tt.artifact})
+			if tt.refused == "" {
+				b.must(exe, args...)
+			} else {
+				b.refused("not verified: "+tt.refused, exe, args...)
+			}
+		})
+	}
+}
