@@ -7,7 +7,7 @@ import (
 )
 
 // FuzzBundle changes bundles under a fixed trusted root: nothing may panic, and nothing may be accepted that
-// sigstore-go refuses.
+// sigstore-go refuses. Signatures are random, so coverage is not quite repeatable: run with -fuzzminimizetime=1x.
 func FuzzBundle(f *testing.F) {
 	i := newInstance(f)
 	root := i.trustedRoot()
