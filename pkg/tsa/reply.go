@@ -169,6 +169,9 @@ func newAssembler(chain []*x509.Certificate, accuracy Accuracy) (*assembler, err
 	for _, c := range chain {
 		raw = append(raw, c.Raw)
 	}
+	// CertificateSet is a SET OF, which DER sorts by encoding (X.690, section 11.6); sigstore-python refuses
+	// a token that does not, other clients find the signer's certificate wherever it stands.
+	slices.SortFunc(raw, bytes.Compare)
 	a.certificates = element(tagContext0, raw...)
 	a.contentType = attribute(oidContentType, oidElement(oidTSTInfo))
 	// ESSCertIDv2 { certHash, issuerSerial } of RFC 5035 section 4: SHA-256 is the default hash and left out.
