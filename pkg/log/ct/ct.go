@@ -1,6 +1,6 @@
 // Package ct serves a log as a Certificate Transparency log: the RFC 6962 API for writing
 // and reading, and the tiles of c2sp.org/static-ct-api for reading. A certificate authority
-// in the same process calls Handler.AddPreChain directly; one elsewhere uses Client.
+// in the same process calls Handler.AddPreChain directly; one elsewhere speaks RFC 6962 over HTTP.
 package ct
 
 import (

@@ -2,7 +2,6 @@ package ct_test
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -332,39 +331,23 @@ func (s *site) rootAt(size uint64) []byte {
 	return root[:]
 }
 
-func TestInProcessAndHTTPSubmittersGiveTheSameVerifiableSCT(t *testing.T) {
+func TestTheInProcessSubmitterGivesAVerifiableSCT(t *testing.T) {
 	ca := newAuthority(t, "a")
 	s := newSite(t, ca.root)
-	remote, err := ct.NewClient(s.url+"/", s.key.Public(), nil)
+	chain := ca.precertChain()
+	raw, err := s.handler.AddPreChain(t.Context(), chain)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What the authority needs of either.
-	type submitter interface {
-		AddPreChain(ctx context.Context, chain [][]byte) ([]byte, error)
-		LogKey() crypto.PublicKey
+	var sct ctgo.SignedCertificateTimestamp
+	if rest, err := cttls.Unmarshal(raw, &sct); err != nil || len(rest) > 0 {
+		t.Fatalf("not a serialized SCT: %v, %d bytes left", err, len(rest))
 	}
-	chain := ca.precertChain()
-	var first []byte
-	for name, sub := range map[string]submitter{"in process": s.handler, "HTTP": remote} {
-		raw, err := sub.AddPreChain(t.Context(), chain)
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		if first != nil && !bytes.Equal(raw, first) {
-			t.Errorf("the two SCTs differ:\n%x\n%x", raw, first)
-		}
-		first = raw
-		var sct ctgo.SignedCertificateTimestamp
-		if rest, err := cttls.Unmarshal(raw, &sct); err != nil || len(rest) > 0 {
-			t.Fatalf("%s: not a serialized SCT: %v, %d bytes left", name, err, len(rest))
-		}
-		if err := s.reference().VerifySCTSignature(sct, ctgo.PrecertLogEntryType, asn1Certs(chain)); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		if !s.key.PublicKey.Equal(sub.LogKey()) {
-			t.Errorf("%s: PublicKey is not the log's", name)
-		}
+	if err := s.reference().VerifySCTSignature(sct, ctgo.PrecertLogEntryType, asn1Certs(chain)); err != nil {
+		t.Error(err)
+	}
+	if !s.key.PublicKey.Equal(s.handler.LogKey()) {
+		t.Error("LogKey is not the log's")
 	}
 }
 
