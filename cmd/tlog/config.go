@@ -24,6 +24,9 @@ type serverConfig struct {
 	// backup is recognized by it. Required.
 	Fence string `mapstructure:"fence"`
 
+	// KeyPasswordFile holds the password of encrypted keys; all logs share it.
+	KeyPasswordFile string `mapstructure:"key-password-file"`
+
 	Rekor1 struct {
 		// Key signs checkpoints and SETs: file:PATH, ECDSA P-256. Empty: no Rekor v1 log.
 		Key string `mapstructure:"key"`

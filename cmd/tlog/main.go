@@ -2,9 +2,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"flag"
@@ -43,7 +45,7 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
-	cfg, err := loadConfig(args, stderr)
+	cfg, adopt, err := loadConfig(args, stderr)
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
@@ -56,6 +58,14 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	opts.Logger, opts.Registerer = logger, reg
+	if adopt.log != "" {
+		record, err := stack.AdoptLog(ctx, opts, adopt.log, adopt.size)
+		if err != nil {
+			return err
+		}
+		logger.Info("adopted", "log", adopt.log, "size", record.Size, "root", hex.EncodeToString(record.Root[:]))
+		return nil
+	}
 
 	ln, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
@@ -91,11 +101,19 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 func (c *serverConfig) logs() (stack.LogsOptions, error) {
 	o := stack.LogsOptions{Dir: c.Dir, FenceDir: strings.TrimPrefix(c.Fence, "file:"), Host: c.host(), CTShard: c.CT.Shard}
 	var errs []error
+	var password []byte
+	if c.KeyPasswordFile != "" {
+		var err error
+		if password, err = os.ReadFile(c.KeyPasswordFile); err != nil {
+			errs = append(errs, fmt.Errorf("key-password-file: %w", err))
+		}
+		password = bytes.TrimRight(password, "\r\n")
+	}
 	open := func(name, uri string) crypto.Signer {
 		if uri == "" {
 			return nil
 		}
-		key, err := signer.Open(uri, nil)
+		key, err := signer.Open(uri, password)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
@@ -133,17 +151,26 @@ func readRoots(path string) ([][]byte, error) {
 	return roots, nil
 }
 
+// adoption is the order to give a log whose fence was lost a new one, as `attestry log adopt` does.
+type adoption struct {
+	log  string
+	size uint64
+}
+
 // loadConfig reads -config FILE, or TLOG_CONFIG.
-func loadConfig(args []string, stderr io.Writer) (*serverConfig, error) {
+func loadConfig(args []string, stderr io.Writer) (*serverConfig, adoption, error) {
+	var adopt adoption
 	flags := flag.NewFlagSet("tlog", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	path := flags.String("config", os.Getenv("TLOG_CONFIG"), "YAML configuration file; every key can also be set as TLOG_<KEY>")
+	flags.StringVar(&adopt.log, "adopt", "", "give this log (rekor1, rekor2, ct-<shard>), whose fence was lost, a new one, and stop")
+	flags.Uint64Var(&adopt.size, "size", 0, "with -adopt: entries that the log must have, from a checkpoint that somebody kept")
 	if err := flags.Parse(args); err != nil {
-		return nil, err
+		return nil, adopt, err
 	}
 	if flags.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+		return nil, adopt, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	cfg := defaults()
-	return cfg, config.Load(cfg, *path, "TLOG")
+	return cfg, adopt, config.Load(cfg, *path, "TLOG")
 }

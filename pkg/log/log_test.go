@@ -85,6 +85,11 @@ func (h *house) open() error {
 	}
 	h.tree = &faultyTree{Tree: h.tiles}
 	h.fence = &faultyFence{Fence: h.files}
+	h.log, err = log.Open(h.t.Context(), h.options())
+	return err
+}
+
+func (h *house) options() log.Options {
 	opts := log.Options{
 		Kind: h.kind, Label: "test", Origin: "log.example", Name: "log.example", Dir: h.dir,
 		Tree: h.tree, Key: h.key, Fence: h.fence, Logger: slog.New(slog.DiscardHandler),
@@ -92,8 +97,7 @@ func (h *house) open() error {
 	if h.kind == log.Rekor1 {
 		opts.Origin, opts.TreeID = "log.example - 42", 42
 	}
-	h.log, err = log.Open(h.t.Context(), opts)
-	return err
+	return opts
 }
 
 func (h *house) mustOpen() {

@@ -52,7 +52,7 @@ func (l *Log) fenced(ctx context.Context, size uint64) (Record, error) {
 	}
 	if size > 0 {
 		return Record{}, &haltError{fmt.Errorf("the tree holds %d entries and the fence knows nothing of key %s: "+
-			"the fence was lost or belongs to another log; what this key signed is unknown, so run `attestry log adopt` only when the tree is complete", size, l.key.id)}
+			"the fence was lost or belongs to another log; bring it back; if nothing that this key signed is missing from the tree, `attestry log adopt` (or `tlog -adopt`) makes a new one", size, l.key.id)}
 	}
 	empty, err := newView(l.opts.Tree, l.tiles, 0).root(ctx)
 	if err != nil {
@@ -169,16 +169,8 @@ func (l *Log) parsed(ctx context.Context, from, size uint64) ([]parsedLeaf, erro
 
 // sealUpTo extends the signed tree to size by its leaves and signs it.
 func (l *Log) sealUpTo(ctx context.Context, size uint64) error {
-	for l.extent.End() < size {
-		leaves, err := l.parsed(ctx, l.extent.End(), size)
-		if err != nil {
-			return err
-		}
-		for _, leaf := range leaves {
-			if err := l.extent.Append(leaf.leafHash[:], nil); err != nil {
-				return err
-			}
-		}
+	if err := l.hashLeaves(ctx, l.extent, size); err != nil {
+		return err
 	}
 	cp, err := l.commit(ctx, size)
 	if err != nil {

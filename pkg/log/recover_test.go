@@ -117,3 +117,36 @@ func removeRows(t *testing.T, dir string) {
 		}
 	}
 }
+
+func TestALogWithoutItsFenceIsAdoptedOnlyAtTheSizeThatSomebodyKnows(t *testing.T) {
+	for kindName, kind := range kinds {
+		t.Run(kindName, func(t *testing.T) {
+			h := newHouse(t, kind)
+			h.mustOpen()
+			for i := range 5 {
+				h.addUntilAnswered(fmt.Sprintf("entry %d", i))
+			}
+			if _, err := log.Adopt(t.Context(), h.options(), 5); err == nil {
+				t.Error("a log with a fence was adopted")
+			}
+			h.close()
+			os.RemoveAll(filepath.Join(h.dir, "fence"))
+			if err := h.open(); err == nil {
+				t.Fatal("a log without its fence started")
+			}
+			for _, size := range []uint64{4, 6} {
+				if _, err := log.Adopt(t.Context(), h.options(), size); err == nil || !strings.Contains(err.Error(), "holds 5 entries") {
+					t.Errorf("adopting %d entries: %v", size, err)
+				}
+			}
+			record, err := log.Adopt(t.Context(), h.options(), 5)
+			if err != nil || record.Size != 5 {
+				t.Fatalf("Adopt = %v, %v", record, err)
+			}
+			h.close()
+			h.mustOpen()
+			h.addUntilAnswered("after")
+			h.verify()
+		})
+	}
+}

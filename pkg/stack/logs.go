@@ -71,32 +71,64 @@ func OpenLogs(ctx context.Context, opts LogsOptions) (l *Logs, err error) {
 	if l.fence, err = log.OpenFileFence(opts.FenceDir); err != nil {
 		return l, err
 	}
-	if opts.CTKey != nil {
-		if err := l.openCT(ctx); err != nil {
+	for _, o := range opts.list() {
+		opened, err := l.openLog(ctx, o)
+		if err != nil {
 			return l, err
 		}
-	}
-	if opts.Rekor2Key != nil {
-		if err := l.openRekor2(ctx); err != nil {
-			return l, err
+		switch o.Kind {
+		case log.CT:
+			l.ct, err = ct.New(ct.Options{
+				Log: opened, Roots: opts.CTRoots, IssuerDir: filepath.Join(opts.Dir, o.Label, "issuers"),
+				Logger: opts.Logger, Registerer: opts.Registerer, Now: opts.Now,
+			})
+		case log.Rekor2:
+			l.rekor2, err = rekor2.New(rekor2.Options{Log: opened, Logger: opts.Logger, Registerer: opts.Registerer})
+		case log.Rekor1:
+			err = l.serveRekor1(ctx, opened)
 		}
-	}
-	if opts.Rekor1Key != nil {
-		if err := l.openRekor1(ctx); err != nil {
+		if err != nil {
 			return l, err
 		}
 	}
 	return l, nil
 }
 
+// list describes the logs that have keys, without what openLog adds.
+func (o LogsOptions) list() []log.Options {
+	var logs []log.Options
+	if o.CTKey != nil {
+		origin := ctOrigin(o.Host, o.CTShard)
+		logs = append(logs, log.Options{Kind: log.CT, Label: "ct-" + o.CTShard, Origin: origin, Name: origin, Key: o.CTKey})
+	}
+	if o.Rekor2Key != nil {
+		logs = append(logs, log.Options{Kind: log.Rekor2, Label: "rekor2", Origin: o.Host, Name: o.Host, Key: o.Rekor2Key})
+	}
+	if o.Rekor1Key != nil {
+		id := treeID(o.Rekor1Key)
+		logs = append(logs, log.Options{
+			Kind: log.Rekor1, Label: "rekor1", Origin: rekor1Origin(o.Host, id), Name: o.Host, TreeID: id, Key: o.Rekor1Key,
+		})
+	}
+	return logs
+}
+
+// withTree opens the tiles of a log and completes its options.
+func (o LogsOptions) withTree(ctx context.Context, l log.Options, fence log.Fence) (log.Options, *tiles.Tree, error) {
+	l.Dir = filepath.Join(o.Dir, l.Label)
+	tree, err := tiles.Open(ctx, filepath.Join(l.Dir, "tiles"), l.Kind)
+	if err != nil {
+		return l, nil, err
+	}
+	l.Tree, l.Fence, l.Logger, l.Registerer, l.Now = tree, fence, o.Logger, o.Registerer, o.Now
+	return l, tree, nil
+}
+
 func (l *Logs) openLog(ctx context.Context, o log.Options) (*log.Log, error) {
-	dir := filepath.Join(l.opts.Dir, o.Label)
-	tree, err := tiles.Open(ctx, filepath.Join(dir, "tiles"), o.Kind)
+	o, tree, err := l.opts.withTree(ctx, o, l.fence)
 	if err != nil {
 		return nil, err
 	}
-	o.Dir, o.Tree, o.Fence = dir, tree, l.fence
-	o.Logger, o.Registerer, o.Now = l.opts.Logger, l.opts.Registerer, l.opts.Now
 	opened, err := log.Open(ctx, o)
 	if err != nil {
 		return nil, errors.Join(err, tree.Close())
@@ -105,36 +137,7 @@ func (l *Logs) openLog(ctx context.Context, o log.Options) (*log.Log, error) {
 	return opened, nil
 }
 
-func (l *Logs) openCT(ctx context.Context) error {
-	origin := ctOrigin(l.opts.Host, l.opts.CTShard)
-	opened, err := l.openLog(ctx, log.Options{Kind: log.CT, Label: "ct-" + l.opts.CTShard, Origin: origin, Name: origin, Key: l.opts.CTKey})
-	if err != nil {
-		return err
-	}
-	l.ct, err = ct.New(ct.Options{
-		Log: opened, Roots: l.opts.CTRoots, IssuerDir: filepath.Join(l.opts.Dir, "ct-"+l.opts.CTShard, "issuers"),
-		Logger: l.opts.Logger, Registerer: l.opts.Registerer, Now: l.opts.Now,
-	})
-	return err
-}
-
-func (l *Logs) openRekor2(ctx context.Context) error {
-	opened, err := l.openLog(ctx, log.Options{Kind: log.Rekor2, Label: "rekor2", Origin: l.opts.Host, Name: l.opts.Host, Key: l.opts.Rekor2Key})
-	if err != nil {
-		return err
-	}
-	l.rekor2, err = rekor2.New(rekor2.Options{Log: opened, Logger: l.opts.Logger, Registerer: l.opts.Registerer})
-	return err
-}
-
-func (l *Logs) openRekor1(ctx context.Context) error {
-	id := treeID(l.opts.Rekor1Key)
-	opened, err := l.openLog(ctx, log.Options{
-		Kind: log.Rekor1, Label: "rekor1", Origin: rekor1Origin(l.opts.Host, id), Name: l.opts.Host, TreeID: id, Key: l.opts.Rekor1Key,
-	})
-	if err != nil {
-		return err
-	}
+func (l *Logs) serveRekor1(ctx context.Context, opened *log.Log) (err error) {
 	if l.index, err = index.Open(ctx, index.Options{
 		Path: filepath.Join(l.opts.Dir, "rekor1", "index.db"), Keys: entry.Keys, Logger: l.opts.Logger, Registerer: l.opts.Registerer,
 	}); err != nil {
@@ -148,6 +151,30 @@ func (l *Logs) openRekor1(ctx context.Context) error {
 	}
 	l.rekor1, err = rekor1.New(rekor1.Options{Log: opened, Index: l.index, Logger: l.opts.Logger, Registerer: l.opts.Registerer})
 	return err
+}
+
+// AdoptLog gives the log with this label ("rekor1", "rekor2", "ct-<shard>") a new fence record, see log.Adopt.
+// The logs must not be open.
+func AdoptLog(ctx context.Context, opts LogsOptions, label string, size uint64) (log.Record, error) {
+	fence, err := log.OpenFileFence(opts.FenceDir)
+	if err != nil {
+		return log.Record{}, err
+	}
+	defer fence.Close()
+	var labels []string
+	for _, o := range opts.list() {
+		labels = append(labels, o.Label)
+		if o.Label != label {
+			continue
+		}
+		o, tree, err := opts.withTree(ctx, o, fence)
+		if err != nil {
+			return log.Record{}, err
+		}
+		defer tree.Close()
+		return log.Adopt(ctx, o, size)
+	}
+	return log.Record{}, fmt.Errorf("there is no log %q here, only %q", label, labels)
 }
 
 // CT submits to the CT log in this process.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/attestry/attestry/internal/issuer"
 	"github.com/attestry/attestry/pkg/ca"
+	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/trust"
 	"github.com/attestry/attestry/pkg/tsa"
 )
@@ -106,12 +107,7 @@ func Open(ctx context.Context, opts Options) (s *Stack, err error) {
 	if err != nil {
 		return s, err
 	}
-	if s.logs, err = OpenLogs(ctx, LogsOptions{
-		Dir: filepath.Join(opts.Dir, "log"), FenceDir: opts.FenceDir, Host: s.url.Hostname(),
-		Rekor1Key: material.rekor1, Rekor2Key: material.rekor2, CTKey: material.ct,
-		CTShard: ctShard, CTRoots: [][]byte{material.caChain[len(material.caChain)-1].Raw},
-		Logger: opts.Logger, Registerer: opts.Registerer, Now: opts.Now,
-	}); err != nil {
+	if s.logs, err = OpenLogs(ctx, s.logsOptions(material)); err != nil {
 		return s, err
 	}
 	if err := s.openIssuer(material); err != nil {
@@ -127,6 +123,39 @@ func Open(ctx context.Context, opts Options) (s *Stack, err error) {
 	}
 	s.handler, err = s.routes(material)
 	return s, err
+}
+
+func (s *Stack) logsOptions(m *material) LogsOptions {
+	return LogsOptions{
+		Dir: filepath.Join(s.opts.Dir, "log"), FenceDir: s.opts.FenceDir, Host: s.url.Hostname(),
+		Rekor1Key: m.rekor1, Rekor2Key: m.rekor2, CTKey: m.ct,
+		CTShard: ctShard, CTRoots: [][]byte{m.caChain[len(m.caChain)-1].Raw},
+		Logger: s.opts.Logger, Registerer: s.opts.Registerer, Now: s.opts.Now,
+	}
+}
+
+// Adopt gives a log of the stopped instance in dir a new fence record, see AdoptLog.
+func Adopt(ctx context.Context, opts Options, label string, size uint64) (log.Record, error) {
+	stored, err := os.ReadFile(filepath.Join(opts.Dir, "url"))
+	if err != nil {
+		return log.Record{}, fmt.Errorf("%s is not the directory of an instance: %w", opts.Dir, err)
+	}
+	if opts.FenceDir == "" {
+		opts.FenceDir = filepath.Join(opts.Dir, "fence")
+	}
+	s := &Stack{opts: opts}
+	if s.url, err = parseURL(strings.TrimSpace(string(stored))); err != nil {
+		return log.Record{}, err
+	}
+	if s.lock, err = lockDir(opts.Dir); err != nil {
+		return log.Record{}, err
+	}
+	defer s.lock.Close()
+	material, err := openMaterial(opts.Dir, time.Now())
+	if err != nil {
+		return log.Record{}, err
+	}
+	return AdoptLog(ctx, s.logsOptions(material), label, size)
 }
 
 // URL is the public URL without a closing slash.

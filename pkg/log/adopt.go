@@ -1,0 +1,76 @@
+package log
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/transparency-dev/merkle/compact"
+)
+
+// Adopt gives a log whose fence was lost a new record: the tree as it is. What the key signed before is
+// unknown then, so the caller says how many entries the tree should have, from a checkpoint that a
+// client, a monitor or a backup kept; a tree of another size is refused. Every leaf is read and
+// hashed, and the log must not be open. It returns the tree that may be signed from now on.
+func Adopt(ctx context.Context, opts Options, size uint64) (Record, error) {
+	key, err := newFencedKey(opts.Kind, opts.Origin, opts.Name, opts.Key, opts.Fence)
+	if err != nil {
+		return Record{}, err
+	}
+	switch record, err := key.load(ctx); {
+	case err == nil:
+		return Record{}, fmt.Errorf("the fence knows key %s: it has signed a tree of size %d", key.id, record.Size)
+	case !errors.Is(err, ErrNoRecord):
+		return Record{}, err
+	}
+	have, err := opts.Tree.Size(ctx)
+	if err != nil {
+		return Record{}, fmt.Errorf("reading the tree's size: %w", err)
+	}
+	if have != size {
+		return Record{}, fmt.Errorf("the tree holds %d entries, not %d", have, size)
+	}
+	rows, err := openRows(ctx, filepath.Join(opts.Dir, "entries.db"))
+	if err != nil {
+		return Record{}, err
+	}
+	defer rows.close()
+	if next, err := rows.next(ctx); err != nil || opts.Kind == Rekor1 && next != size {
+		return Record{}, errors.Join(err, fmt.Errorf("entries.db knows the times of %d entries, the tree holds %d", next, size))
+	}
+	l := &Log{opts: opts, key: key, rows: rows, tiles: newTileCache()}
+	extent := hashing.NewEmptyRange(0)
+	if err := l.hashLeaves(ctx, extent, size); err != nil {
+		return Record{}, err
+	}
+	want, err := rootOf(extent)
+	if err != nil {
+		return Record{}, err
+	}
+	root, err := newView(opts.Tree, l.tiles, size).root(ctx)
+	if err != nil {
+		return Record{}, err
+	}
+	if root != want {
+		return Record{}, fmt.Errorf("the tiles have root %x, the leaves %x: the tree is damaged", root, want)
+	}
+	record := Record{Size: size, Root: root, Promised: size}
+	return record, key.advance(ctx, record)
+}
+
+// hashLeaves appends the leaves from the range's end to size.
+func (l *Log) hashLeaves(ctx context.Context, extent *compact.Range, size uint64) error {
+	for extent.End() < size {
+		leaves, err := l.parsed(ctx, extent.End(), size)
+		if err != nil {
+			return err
+		}
+		for _, leaf := range leaves {
+			if err := extent.Append(leaf.leafHash[:], nil); err != nil {
+				return fmt.Errorf("hashing leaf %d: %w", extent.End(), err)
+			}
+		}
+	}
+	return nil
+}
