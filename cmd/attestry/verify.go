@@ -23,7 +23,7 @@ type verifyFlags struct {
 func newVerifyCommand() *cobra.Command {
 	var f verifyFlags
 	cmd := &cobra.Command{
-		Use:   "verify [flags] FILE|sha256:HEX",
+		Use:   "verify [flags] FILE|sha256:HEX|sha512:HEX",
 		Short: "Verify a bundle, without a network",
 		Long: `Verify that a bundle proves who signed a file. Everything needed is in the bundle and the trusted root:
 no connection is made.
@@ -164,16 +164,14 @@ func (f *verifyFlags) readBundle(target string) ([]byte, error) {
 	return nil, fmt.Errorf("reading the bundle: %w", err)
 }
 
-// openArtifact takes sha256:<64 hex> as a digest unless there is a file of that name.
+// openArtifact takes sha256:HEX, sha384:HEX or sha512:HEX as a digest unless there is a file of that name.
 func openArtifact(target string) (verify.Artifact, func() error, error) {
 	f, err := os.Open(target)
 	if err == nil {
 		return verify.FromReader(f), f.Close, nil
 	}
-	if strings.HasPrefix(target, "sha256:") {
-		if a, ok := verify.ParseDigest(target); ok {
-			return a, func() error { return nil }, nil
-		}
+	if a, ok := verify.ParseDigest(target); ok {
+		return a, func() error { return nil }, nil
 	}
 	return verify.Artifact{}, nil, err
 }

@@ -171,7 +171,8 @@ func summarize(leaf *x509.Certificate) (*certificate.Summary, error) {
 	var has1, has2 bool
 	for _, e := range leaf.Extensions {
 		switch {
-		case e.Id.Equal(certificate.OIDIssuer): //nolint:staticcheck // deprecated there, compared here
+		//lint:ignore SA1019 the old extension is read on purpose: it must say the same as the new one
+		case e.Id.Equal(certificate.OIDIssuer):
 			if has1 {
 				return nil, errors.New("issuer extension appears twice")
 			}

@@ -206,7 +206,6 @@ type order struct {
 	tsaLeaf   *x509.Certificate           // signs the token
 	origin    string                      // of the checkpoint
 	signature func([]byte) []byte         // before logging and timestamping
-	digest    func([]byte) []byte         // the digest that is signed
 	after     func(b *protobundle.Bundle) // the finished bundle
 }
 
