@@ -14,8 +14,8 @@ const Prefix = "/tuf/"
 
 var (
 	servedMetadata = regexp.MustCompile(`^([1-9][0-9]{0,17}\.(root|snapshot|targets)|root|timestamp)\.json$`)
-	servedTarget   = regexp.MustCompile(`^targets/[0-9a-f]{64}\.[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
-	plainTarget    = regexp.MustCompile(`^targets/([A-Za-z0-9][A-Za-z0-9._-]{0,127})$`)
+	servedTarget   = regexp.MustCompile(`^targets/[0-9a-f]{64}\.[A-Za-z0-9][A-Za-z0-9._-]*$`)
+	plainTarget    = regexp.MustCompile(`^targets/([A-Za-z0-9][A-Za-z0-9._-]*)$`)
 )
 
 // Handler serves the repository read-only below Prefix. Whatever is not one of its files is

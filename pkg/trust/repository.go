@@ -39,9 +39,11 @@ var metadataLimits = map[string]int{
 	metadata.ROOT: 512_000, metadata.TIMESTAMP: 16_384, metadata.SNAPSHOT: 2_000_000, metadata.TARGETS: maxMetadata,
 }
 
+const maxTargetName = 128
+
 var (
 	versionedFile = regexp.MustCompile(`^([1-9][0-9]{0,17})\.(root|snapshot|targets)\.json$`)
-	targetName    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+	targetName    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 )
 
 // repository is what clients see: the newest metadata of each role, all verified. Fields are
@@ -152,7 +154,7 @@ func (repo *repository) target(read reader, name string) ([]byte, error) {
 // targetPath is where a target lies: targets/<sha256>.<name>.
 func targetPath(name string, meta *metadata.TargetFiles) (string, error) {
 	hash, ok := meta.Hashes["sha256"]
-	if !ok || len(hash) != sha256.Size || !targetName.MatchString(name) {
+	if !ok || len(hash) != sha256.Size || len(name) > maxTargetName || !targetName.MatchString(name) {
 		return "", fmt.Errorf("target %q: unusual name or no sha256", name)
 	}
 	return targetsDir + "/" + hash.String() + "." + name, nil
