@@ -3,7 +3,6 @@ package ct
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 
 	"github.com/transparency-dev/tessera/ctonly"
@@ -121,18 +120,4 @@ func (s sct) marshal() ([]byte, error) {
 func (s sct) digitallySigned() []byte {
 	out := []byte{hashSHA256, sigECDSA, byte(len(s.signature) >> 8), byte(len(s.signature))}
 	return append(out, s.signature...)
-}
-
-// parseDigitallySigned returns the DER signature in b, the inverse of digitallySigned.
-func parseDigitallySigned(b []byte) ([]byte, error) {
-	in := cryptobyte.String(b)
-	var hash, alg uint8
-	var signature cryptobyte.String
-	if !in.ReadUint8(&hash) || !in.ReadUint8(&alg) || !in.ReadUint16LengthPrefixed(&signature) || !in.Empty() {
-		return nil, errors.New("the signature is not a DigitallySigned structure")
-	}
-	if hash != hashSHA256 || alg != sigECDSA {
-		return nil, fmt.Errorf("the signature algorithm is (%d, %d), not SHA-256 with ECDSA", hash, alg)
-	}
-	return signature, nil
 }
