@@ -2,7 +2,9 @@ package log
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/transparency-dev/merkle/compact"
@@ -148,47 +150,76 @@ func loadTile(ctx context.Context, tree Tree, id tileID, width uint8) (*tileNode
 	for i := range count {
 		t.levels[0][i] = raw[32*i : 32*i+32 : 32*i+32]
 	}
+	inner := make([]byte, 0, 32*count) // fewer nodes above than hashes in the tile
 	for level := 1; level < len(t.levels); level++ {
 		below := t.levels[level-1]
 		t.levels[level] = make([][]byte, len(below)/2)
 		for i := range t.levels[level] {
-			t.levels[level][i] = rfc6962.DefaultHasher.HashChildren(below[2*i], below[2*i+1])
+			inner = appendParent(inner, below[2*i], below[2*i+1])
+			t.levels[level][i] = inner[len(inner)-32 : len(inner) : len(inner)]
 		}
 	}
 	return t, nil
 }
 
-// tileCache keeps the most recently used full tiles; they never change. 256 tiles take about 7 MiB.
+// appendParent appends the node above left and right: SHA-256(0x01 ‖ left ‖ right), RFC 6962, section 2.1.
+func appendParent(to, left, right []byte) []byte {
+	var input [1 + 32 + 32]byte
+	input[0] = rfc6962.RFC6962NodeHashPrefix
+	copy(input[1:], left)
+	copy(input[33:], right)
+	sum := sha256.Sum256(input[:])
+	return append(to, sum[:]...)
+}
+
+// tileCache keeps the most recently loaded full tiles; they never change. 256 tiles take about 7 MiB.
 type tileCache struct {
 	mu    sync.Mutex // guards what follows
-	tiles map[tileID]*tileNodes
-	order []tileID // least recently loaded first
+	tiles map[tileID]*cachedTile
+	order []tileID // first loaded first
+}
+
+// cachedTile is loaded once, however many requests of a batch want it at the same time.
+type cachedTile struct {
+	once  sync.Once
+	nodes *tileNodes
+	err   error
 }
 
 const cachedTiles = 256
 
-func newTileCache() *tileCache { return &tileCache{tiles: map[tileID]*tileNodes{}} }
+func newTileCache() *tileCache { return &tileCache{tiles: map[tileID]*cachedTile{}} }
 
 func (c *tileCache) get(ctx context.Context, tree Tree, id tileID) (*tileNodes, error) {
-	c.mu.Lock()
-	t := c.tiles[id]
-	c.mu.Unlock()
-	if t != nil {
-		return t, nil
+	t := c.entry(id)
+	t.once.Do(func() { t.nodes, t.err = loadTile(context.WithoutCancel(ctx), tree, id, 0) })
+	if t.err != nil {
+		c.drop(id, t) // the next request tries again
 	}
-	t, err := loadTile(ctx, tree, id, 0)
-	if err != nil {
-		return nil, err
-	}
+	return t.nodes, t.err
+}
+
+func (c *tileCache) entry(id tileID) *cachedTile {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.tiles[id] == nil {
+	t := c.tiles[id]
+	if t == nil {
 		if len(c.order) == cachedTiles {
 			delete(c.tiles, c.order[0])
 			c.order = c.order[1:]
 		}
+		t = &cachedTile{}
 		c.tiles[id] = t
 		c.order = append(c.order, id)
 	}
-	return t, nil
+	return t
+}
+
+func (c *tileCache) drop(id tileID, t *cachedTile) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.tiles[id] == t {
+		delete(c.tiles, id)
+		c.order = slices.DeleteFunc(c.order, func(other tileID) bool { return other == id })
+	}
 }
