@@ -147,15 +147,15 @@ In another terminal, once:
   . %[5]s/env
   cosign initialize --mirror "$TUF_MIRROR" --root "$TUF_ROOT_JSON"
 then with cosign 3:
-  cosign sign-blob --yes --identity-token "$(attestry token --dir %[3]s --email alice@example.com)" --bundle FILE.sigstore.json FILE
+  cosign sign-blob --yes --identity-token "$(attestry token --dir %[6]s --email alice@example.com)" --bundle FILE.sigstore.json FILE
   cosign verify-blob --certificate-identity alice@example.com --certificate-oidc-issuer "$ATTESTRY_OIDC_ISSUER" --bundle FILE.sigstore.json FILE
 or without cosign:
-  attestry sign --identity-token "$(attestry token --dir %[3]s --email alice@example.com)" FILE
+  attestry sign --identity-token "$(attestry token --dir %[6]s --email alice@example.com)" FILE
   attestry verify --certificate-identity alice@example.com --certificate-oidc-issuer "$ATTESTRY_OIDC_ISSUER" --bundle FILE.sigstore.json FILE
-`, s.URL(), took.Milliseconds(), kept, s.FenceNote(), client)
+`, s.URL(), took.Milliseconds(), kept, s.FenceNote(), client, f.dir)
 }
 
-// removeAll removes the temporary directory; a log's last file may still be on its way.
+// removeAll removes the temporary directory; Tessera's publisher may still touch a lock file in it.
 func removeAll(dir string) error {
 	var err error
 	for range 100 {

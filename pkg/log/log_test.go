@@ -56,7 +56,7 @@ func newHouse(t *testing.T, kind log.Kind) *house {
 	return h
 }
 
-// tempDir is t.TempDir with patience: Tessera's publisher may write one last file after its context ended.
+// tempDir is t.TempDir with patience: Tessera's publisher may still touch its lock file after its context ended.
 func tempDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "log")

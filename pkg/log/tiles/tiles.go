@@ -3,9 +3,12 @@
 package tiles
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/transparency-dev/tessera"
@@ -21,6 +24,7 @@ type Tree struct {
 	add     tessera.AddFn
 	addCT   func(context.Context, *log.Submission) tessera.IndexFuture
 	reader  tessera.LogReader
+	books   *bookkeeper
 	stopped context.CancelFunc
 }
 
@@ -41,8 +45,9 @@ func Open(ctx context.Context, dir string, kind log.Kind) (*Tree, error) {
 		cancel()
 		return nil, fmt.Errorf("opening tiles in %s: %w", dir, err)
 	}
+	books := &bookkeeper{}
 	opts := tessera.NewAppendOptions().
-		WithCheckpointSigner(bookkeeper{}).
+		WithCheckpointSigner(books).
 		WithCheckpointInterval(publishInterval).
 		WithBatching(log.MaxBatch, batchAge).
 		WithPushback(8 * log.MaxBatch)
@@ -54,16 +59,36 @@ func Open(ctx context.Context, dir string, kind log.Kind) (*Tree, error) {
 		cancel()
 		return nil, fmt.Errorf("opening tiles in %s: %w", dir, err)
 	}
-	t := &Tree{ct: kind == log.CT, add: appender.Add, reader: reader, stopped: cancel}
+	t := &Tree{ct: kind == log.CT, add: appender.Add, reader: reader, books: books, stopped: cancel}
 	addCT := tessera.NewCertificateTransparencyAppender(appender)
 	t.addCT = func(ctx context.Context, s *log.Submission) tessera.IndexFuture { return addCT(ctx, s.CT) }
 	return t, nil
 }
 
-// Close ends Tessera's background work. Every Append that returned is durable already.
+// closeWait bounds how long Close waits for a file that Tessera is writing.
+const closeWait = 2 * time.Second
+
+// Close ends Tessera's background work. Every Append that returned is durable already. Tessera has no
+// way to wait for its publisher, and a file that comes late would recreate a directory that its
+// owner has removed: so no new publication may begin, and the one that has begun is waited for.
 func (t *Tree) Close() error {
 	t.stopped()
-	return nil
+	last := t.books.close()
+	if last == nil {
+		return nil
+	}
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(closeWait); ; {
+		if published, err := t.reader.ReadCheckpoint(context.Background()); err == nil && bytes.HasPrefix(published, last) {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-deadline: // a full disk, or a directory that is gone
+			return nil
+		}
+	}
 }
 
 // Append implements log.Tree.
@@ -106,13 +131,33 @@ func (t *Tree) Bundle(ctx context.Context, index uint64, width uint8) ([]byte, e
 }
 
 // bookkeeper makes Tessera's own checkpoint file well-formed. It holds no key.
-type bookkeeper struct{}
+type bookkeeper struct {
+	mu     sync.Mutex // guards what follows
+	last   []byte     // text that was signed last; nil when none was
+	closed bool
+}
 
-func (bookkeeper) Name() string    { return "attestry-tessera-bookkeeping" }
-func (bookkeeper) KeyHash() uint32 { return 0 }
-func (bookkeeper) Sign(msg []byte) ([]byte, error) {
-	sum := sha256.Sum256(msg)
+func (*bookkeeper) Name() string    { return "attestry-tessera-bookkeeping" }
+func (*bookkeeper) KeyHash() uint32 { return 0 }
+
+// Sign implements note.Signer.
+func (b *bookkeeper) Sign(text []byte) ([]byte, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, errors.New("the tree is closed")
+	}
+	b.last = bytes.Clone(text)
+	sum := sha256.Sum256(text)
 	return sum[:], nil
 }
 
-var _ note.Signer = bookkeeper{}
+// close makes Sign fail from now on and returns what it signed last.
+func (b *bookkeeper) close() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	return b.last
+}
+
+var _ note.Signer = (*bookkeeper)(nil)
