@@ -76,9 +76,9 @@ type FileFence struct {
 
 type ring struct {
 	file    *os.File
-	seq     uint64              // of the newest record, 0 when there is none
-	records [slotCount + 1]slot // by seq modulo slotCount; records[slotCount] unused
-	unsure  bool                // a write failed: the file must be read and synced again
+	seq     uint64          // of the newest record, 0 when there is none
+	records [slotCount]slot // by seq modulo slotCount
+	unsure  bool            // a write failed: the file must be read and synced again
 }
 
 type slot struct {
@@ -233,7 +233,7 @@ func (r *ring) read(key KeyID) error {
 	if _, err := r.file.ReadAt(raw, 0); err != nil {
 		return fmt.Errorf("reading fence %s: %w", r.file.Name(), err)
 	}
-	r.seq, r.records = 0, [slotCount + 1]slot{}
+	r.seq, r.records = 0, [slotCount]slot{}
 	blank := make([]byte, slotPitch)
 	var written, torn int
 	for i := range slotCount {

@@ -47,8 +47,7 @@ type row struct {
 }
 
 func openRows(ctx context.Context, path string) (*rows, error) {
-	// synchronous=FULL: a commit that returned survives a power cut. The lock keeps a
-	// second process from the same rows even when it was given another fence.
+	// synchronous=FULL: a commit that returned survives a power cut.
 	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() +
 		"?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)&_pragma=cache_size(-16384)&_txlock=immediate"
 	db, err := sql.Open("sqlite", dsn)
