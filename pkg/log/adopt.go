@@ -31,7 +31,7 @@ func Adopt(ctx context.Context, opts Options, size uint64) (Record, error) {
 	if have != size {
 		return Record{}, fmt.Errorf("the tree holds %d entries, not %d", have, size)
 	}
-	rows, err := openRows(ctx, filepath.Join(opts.Dir, "entries.db"))
+	rows, err := openRows(ctx, opts.DB, filepath.Join(opts.Dir, "entries.db"), opts.Queued)
 	if err != nil {
 		return Record{}, err
 	}

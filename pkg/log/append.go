@@ -20,6 +20,9 @@ type pending struct {
 	done     chan struct{}
 	receipt  Receipt
 	err      error
+
+	queued chan struct{} // of a queued log: closed when twin is final; else nil
+	twin   bool          // another process was first with this identity, or an earlier time
 }
 
 var errRecovering = fault.New(fault.Unavailable, "log_recovering", nil,
@@ -45,7 +48,10 @@ func (l *Log) Add(ctx context.Context, sub Submission) (Receipt, error) {
 		return Receipt{}, ctx.Err()
 	}
 	receipt := p.receipt
-	receipt.Duplicate = receipt.Duplicate || !first
+	if p.queued != nil {
+		<-p.queued // soon: the commit is through or has failed
+	}
+	receipt.Duplicate = receipt.Duplicate || !first || p.twin
 	return receipt, p.err
 }
 
@@ -60,6 +66,9 @@ func (l *Log) join(sub Submission) (p *pending, first bool, err error) {
 		return nil, false, l.stopped
 	}
 	p = &pending{sub: sub, received: l.opts.Now(), done: make(chan struct{})}
+	if l.opts.Queued {
+		p.queued = make(chan struct{})
+	}
 	select {
 	case l.queue <- p:
 	default:
@@ -79,11 +88,7 @@ func (l *Log) run(ctx context.Context) {
 		}
 		for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 			l.metrics.faults.Inc()
-			var halted *haltError
-			if errors.As(err, &halted) {
-				l.opts.Logger.Error("the log halted; it will not sign again before an operator has looked", "err", err)
-				l.stop(&haltError{fault.New(fault.Unavailable, "log_halted", err, "the log has halted and takes no entries")})
-				l.failAll()
+			if l.halts(err) {
 				<-ctx.Done()
 				return
 			}
@@ -101,6 +106,18 @@ func (l *Log) run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// halts stops the log for good when err says so.
+func (l *Log) halts(err error) bool {
+	var halted *haltError
+	if !errors.As(err, &halted) {
+		return false
+	}
+	l.opts.Logger.Error("the log halted; it will not sign again before an operator has looked", "err", err)
+	l.stop(&haltError{fault.New(fault.Unavailable, "log_halted", err, "the log has halted and takes no entries")})
+	l.failAll()
+	return true
 }
 
 // pump moves entries through the protocol: this goroutine appends (steps 1 to 3), a second one
@@ -252,74 +269,115 @@ func (l *Log) answerDuplicate(p *pending, index uint64, integrated int64) error 
 	if index >= cp.Size {
 		return fmt.Errorf("a row names index %d, the signed size is %d", index, cp.Size)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	p.receipt = l.receipt(index, integrated)
 	p.receipt.Duplicate, p.receipt.Checkpoint = true, cp
-	l.forget([]*pending{p})
-	close(p.done)
+	l.land(p)
 	return nil
 }
 
 // seal takes an integrated batch through steps 4 to 7.
 func (l *Log) seal(ctx context.Context, batch []*pending) error {
-	start := time.Now()
 	size := batch[len(batch)-1].index + 1
 	if l.extent.End()+uint64(len(batch)) != size {
 		return &haltError{fmt.Errorf("%d entries were integrated up to size %d over a sealed size of %d: another writer adds to this tree",
 			len(batch), size, l.extent.End())}
 	}
-	done := make([]row, len(batch))
+	rows, hashes := make([]row, len(batch)), make([][]byte, len(batch))
 	for i, p := range batch {
-		done[i] = row{identity: p.sub.Identity, index: p.index}
-		leafHash := p.sub.Identity[:]
-		switch l.opts.Kind {
-		case Rekor1:
-			done[i].integrated = l.opts.Now().Unix()
-		case CT:
-			leafHash = p.sub.CT.MerkleLeafHash(p.index)
-			done[i].integrated, done[i].leafHash = int64(p.sub.CT.Timestamp), leafHash
-		}
-		if l.opts.Kind == Rekor2 {
-			leafHash = rfc6962.DefaultHasher.HashLeaf(p.sub.Data)
-		}
-		if err := l.extent.Append(leafHash, nil); err != nil {
-			return fmt.Errorf("hashing leaf %d: %w", p.index, err)
+		rows[i], hashes[i] = l.newRow(p.sub, p.index)
+	}
+	if err := l.sealRows(ctx, rows, hashes); err != nil {
+		return err
+	}
+	l.answer(rows)
+	return nil
+}
+
+// newRow returns the row of a submission that has its place, as of now, and its leaf hash.
+func (l *Log) newRow(s Submission, index uint64) (row, []byte) {
+	r := row{identity: s.Identity, index: index}
+	if l.opts.Queued {
+		r.keys = s.Keys // a reservation has them otherwise
+	}
+	switch l.opts.Kind {
+	case CT:
+		r.integrated, r.leafHash = int64(s.CT.Timestamp), s.CT.MerkleLeafHash(index)
+		return r, r.leafHash
+	case Rekor1:
+		r.integrated = l.opts.Now().Unix()
+	}
+	return r, rfc6962.DefaultHasher.HashLeaf(s.Data)
+}
+
+// sealRows takes leaves that stand behind the sealed tree through steps 4 to 6.
+func (l *Log) sealRows(ctx context.Context, rows []row, hashes [][]byte) error {
+	start := time.Now()
+	fresh := nodesOf(l.extent)
+	for i, hash := range hashes {
+		if err := l.extent.Append(hash, fresh.visit); err != nil {
+			return fmt.Errorf("hashing leaf %d: %w", rows[i].index, err)
 		}
 	}
 	// Step 4. A SET speaks of the time, so the time is durable before anything is signed; and who
 	// follows the log reads the rows of whatever is signed.
-	if err := l.rows.complete(ctx, done); err != nil {
+	if err := l.rows.complete(ctx, rows); err != nil {
 		return err
 	}
 	l.metrics.step("time", start)
 	start = time.Now()
-	cp, err := l.commit(ctx, size)
+	cp, err := l.commit(ctx, l.extent.End(), fresh)
 	if err != nil {
 		return err
 	}
 	l.metrics.step("fence", start)
 	l.publish(cp)
-	l.forget(batch)
-	for i, p := range batch {
-		p.receipt = l.receipt(p.index, done[i].integrated)
-		p.receipt.Checkpoint = cp
-		close(p.done)
-	}
 	return nil
 }
 
+// answer answers what is in flight here of the rows, which lie below the signed size (step 7).
+func (l *Log) answer(rows []row) {
+	cp := l.Checkpoint()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range rows {
+		p := l.inFlight[rows[i].identity]
+		if p == nil {
+			continue
+		}
+		p.receipt = l.receipt(rows[i].index, rows[i].integrated)
+		p.receipt.Checkpoint = cp
+		l.land(p)
+	}
+}
+
+// land gives p its answer, l.mu held.
+func (l *Log) land(p *pending) {
+	delete(l.inFlight, p.sub.Identity)
+	close(p.done)
+	if len(l.inFlight) == 0 {
+		select {
+		case l.idle <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // commit takes the tree of l.extent through the fence and signs it (steps 5 and 6).
-func (l *Log) commit(ctx context.Context, size uint64) (*Checkpoint, error) {
+func (l *Log) commit(ctx context.Context, size uint64, fresh nodes) (*Checkpoint, error) {
 	want, err := rootOf(l.extent)
 	if err != nil {
 		return nil, err
 	}
 	v := newView(l.opts.Tree, l.tiles, size)
+	v.fresh, v.rooted = fresh, &want
 	root, err := v.root(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if root != want {
-		return nil, &haltError{fmt.Errorf("the tiles at size %d have root %x, the leaves %x", size, root, want)}
+		return nil, &haltError{fmt.Errorf("the tree at size %d has root %x, its leaves %x", size, root, want)}
 	}
 	if err := l.key.advance(ctx, Record{Size: size, Root: root, Promised: max(size, l.key.record().Promised)}); err != nil {
 		return nil, err
@@ -343,29 +401,23 @@ func (l *Log) receipt(index uint64, integrated int64) Receipt {
 	return r
 }
 
-func (l *Log) forget(batch []*pending) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, p := range batch {
-		delete(l.inFlight, p.sub.Identity)
-	}
-}
-
 // failAll answers everything in flight with the reason why the log stopped.
 func (l *Log) failAll() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
 		select {
-		case <-l.queue:
+		case p := <-l.queue:
+			if p.queued != nil {
+				close(p.queued)
+			}
 			continue
 		default:
 		}
 		break
 	}
-	for id, p := range l.inFlight {
-		delete(l.inFlight, id)
+	for _, p := range l.inFlight {
 		p.err = l.stopped
-		close(p.done)
+		l.land(p)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"time"
 )
 
 // FailCommits makes the next commit at each of the points fail once, "before" or "after" it takes effect.
@@ -19,3 +20,7 @@ func FailCommits(l *Log, points ...string) {
 		return nil
 	}
 }
+
+// SetPatience shortens how long a submission waits for a queued log that cannot take a step. Call it
+// before there are any.
+func SetPatience(l *Log, d time.Duration) { l.patience = d }

@@ -39,6 +39,7 @@ type fencedKey struct {
 	id     KeyID
 	logID  [32]byte
 	fence  Fence
+	shared bool // other processes sign with this key too: a fence that moved is no reason to halt
 
 	mu   sync.Mutex // guards last
 	last Record     // what the fence held when it was read or advanced
@@ -93,6 +94,9 @@ func (k *fencedKey) advance(ctx context.Context, next Record) error {
 	}
 	err := k.fence.Advance(ctx, k.id, k.last, next)
 	if errors.Is(err, ErrStale) {
+		if k.shared {
+			return err
+		}
 		return &haltError{err}
 	}
 	if err != nil {

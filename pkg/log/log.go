@@ -20,34 +20,59 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/transparency-dev/merkle/compact"
 
+	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/internal/fault"
 )
 
-// Tree stores the leaves and hash tiles of one log. Its methods may be called concurrently,
-// Append by one goroutine at a time.
+// Tree stores the leaves of one log. Its methods may be called concurrently, Append by one
+// goroutine at a time.
 type Tree interface {
-	// Append puts the batch behind all leaves there are, in its order, and returns the index of
-	// each. On return leaves and hashes are durable and Size counts them. After an error any
-	// part of the batch may have been added: read Size.
+	// Append puts the batch behind all leaves there are and returns the index of each, in the batch's order.
+	// On return leaves and hashes are durable and Size counts them. A tree that integrates on a clock of
+	// its own returns nil indexes as soon as the batch is durably queued: its leaves appear, in any order, as
+	// Size grows. After an error any part of the batch may have been added.
 	Append(ctx context.Context, batch []Submission) (indexes []uint64, err error)
 	// Size returns how many leaves are durable and integrated.
 	Size(ctx context.Context) (uint64, error)
+	// Queued returns the size that the tree will have once everything that was queued until now is integrated.
+	// It is Size when nothing is, or when the engine drops twins of what it has queued.
+	Queued(ctx context.Context) (uint64, error)
+	// Bundle returns the entry bundle at index with at least width entries (0 means 256).
+	Bundle(ctx context.Context, index uint64, width uint8) ([]byte, error)
+}
+
+// TileTree is a Tree that stores its hashes as tiles.
+type TileTree interface {
+	Tree
 	// Tile returns the hash tile at level and index, at least width hashes of it (0 means 256)
 	// of 32 bytes each. os.ErrNotExist when there is none.
 	Tile(ctx context.Context, level, index uint64, width uint8) ([]byte, error)
-	// Bundle returns the entry bundle at index with at least width entries (0 means 256).
-	Bundle(ctx context.Context, index uint64, width uint8) ([]byte, error)
+}
+
+// ProofTree is a Tree whose engine keeps the hashes to itself and makes proofs of them (Trillian).
+type ProofTree interface {
+	Tree
+	// Inclusion returns the audit path of the leaf at index in the tree of size, leaf to root (RFC 6962, section 2.1.1).
+	Inclusion(ctx context.Context, index, size uint64) ([][]byte, error)
+	// Consistency returns the proof that the tree of size first is a prefix of that of size second (RFC 6962, section 2.1.2).
+	Consistency(ctx context.Context, first, second uint64) ([][]byte, error)
 }
 
 // Options are a log's parts. The log does not own Tree, Key and Fence.
 type Options struct {
 	Kind   Kind
-	Label  string        // names the log in log lines and metrics: "rekor1", "ct"
-	Origin string        // first line of checkpoints
-	Name   string        // signature line's name; for Rekor the host of the base URL
-	TreeID int64         // Rekor v1 only, positive
-	Dir    string        // directory of entries.db and of evidence
-	Tree   Tree          // a tiles.Tree
+	Label  string // names the log in log lines and metrics: "rekor1", "ct"
+	Origin string // first line of checkpoints
+	Name   string // signature line's name; for Rekor the host of the base URL
+	TreeID int64  // Rekor v1 only, positive
+	Dir    string // directory of evidence, and of entries.db when DB is nil
+	// DB holds the rows; nil for an SQLite file of the log's own. With PostgreSQL and Queued, several processes may
+	// run one log: they share tree, rows and Fence, and one of them at a time appends.
+	DB   *database.DB
+	Tree Tree
+	// Queued feeds the tree from a queue in the database instead of from memory. Trees that integrate on a
+	// clock of their own need it.
+	Queued bool
 	Key    crypto.Signer // reached through the fence alone
 	Fence  Fence
 	Logger *slog.Logger
@@ -58,6 +83,9 @@ type Options struct {
 }
 
 const (
+	// recentViews is how many signed trees keep what is in memory of them: a receipt's proof is often made when
+	// the next tree is signed already.
+	recentViews = 8
 	// MaxBatch is how many entries one integration takes at most.
 	MaxBatch = 1024
 	// maxQueue is how many entries may wait for a batch before submitters get a 503.
@@ -93,7 +121,8 @@ type Log struct {
 
 	queue  chan *pending
 	cancel context.CancelFunc
-	done   chan struct{} // closed when the goroutine of run has ended
+	done   chan struct{}                 // closed when the goroutines of the log have ended
+	recent atomic.Pointer[[]*Checkpoint] // the newest few, for proofs in trees that were just superseded
 
 	sealed atomic.Pointer[Checkpoint] // newest; nil until the first recovery is through
 
@@ -103,7 +132,12 @@ type Log struct {
 	stopped  error                 // why the log takes no entries now; nil when it does
 	closing  bool                  // Close was called: stopped stays
 
-	extent *compact.Range // the sealed tree, owned by the goroutine that seals
+	idle  chan struct{} // poked when nothing is in flight any more
+	poked chan struct{} // of a queued log: there may be something new in the database
+
+	patience time.Duration // see the constant
+
+	extent *compact.Range // the sealed tree, owned by the goroutine that seals; at most one has that role
 }
 
 // haltError stops a log for good: going on could sign a fork.
@@ -123,6 +157,7 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
+	key.shared = opts.Queued && opts.DB != nil && opts.DB.Engine() == database.PostgreSQL
 	metrics, err := newMetrics(opts.Registerer, opts.Label)
 	if err != nil {
 		return nil, err
@@ -130,7 +165,7 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 	if err := os.MkdirAll(opts.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("opening log %s: %w", opts.Label, err)
 	}
-	rows, err := openRows(ctx, filepath.Join(opts.Dir, "entries.db"))
+	rows, err := openRows(ctx, opts.DB, filepath.Join(opts.Dir, "entries.db"), opts.Queued)
 	if err != nil {
 		return nil, err
 	}
@@ -138,17 +173,22 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		opts: opts, key: key, rows: rows, tiles: newTileCache(), metrics: metrics,
 		queue: make(chan *pending, maxQueue), done: make(chan struct{}),
 		inFlight: map[[32]byte]*pending{}, grown: make(chan struct{}),
+		idle: make(chan struct{}, 1), poked: make(chan struct{}, 1), patience: patience,
 	}
-	if err := l.recover(ctx); err != nil {
+	start, run := l.recover, l.run
+	if opts.Queued {
+		start, run = l.attend, l.runQueued
+	}
+	if err := start(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening log %s: %w", opts.Label, err), rows.close())
 	}
 	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l.cancel = cancel
-	go l.run(runCtx) // ends when Close cancels runCtx, or when the log halts
+	go run(runCtx) // ends when Close cancels runCtx, or when the log halts
 	return l, nil
 }
 
-// Close stops taking entries, finishes those in flight, and closes the rows.
+// Close stops taking entries, finishes those in flight, and closes rows of the log's own.
 func (l *Log) Close() error {
 	l.stop(fault.New(fault.Unavailable, "shutting_down", nil, "the log is shutting down"))
 	l.mu.Lock()
@@ -216,12 +256,28 @@ func (l *Log) publish(cp *Checkpoint) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sealed.Store(cp)
+	var kept []*Checkpoint
+	if old := l.recent.Load(); old != nil {
+		kept = (*old)[:min(len(*old), recentViews-1)]
+	}
+	recent := append([]*Checkpoint{cp}, kept...)
+	l.recent.Store(&recent)
 	close(l.grown)
 	l.grown = make(chan struct{})
 	l.metrics.size.Set(float64(cp.Size))
 }
 
-// stop makes Add answer err from now on; recover undoes it.
+// resume makes Add take entries again, unless the log has halted or closes.
+func (l *Log) resume() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var halted *haltError
+	if !errors.As(l.stopped, &halted) && !l.closing {
+		l.stopped = nil
+	}
+}
+
+// stop makes Add answer err from now on; resume undoes it.
 func (l *Log) stop(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -23,7 +23,9 @@ import (
 	"github.com/transparency-dev/merkle/rfc6962"
 	"github.com/transparency-dev/tessera/ctonly"
 
+	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/services"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/tiles"
 )
@@ -34,6 +36,10 @@ type house struct {
 	dir  string
 	kind log.Kind
 	key  crypto.Signer
+
+	queued   bool   // fed from the database
+	postgres string // URI of the database; "" for SQLite
+	db       *database.DB
 
 	tree  *faultyTree
 	fence *faultyFence
@@ -83,9 +89,16 @@ func (h *house) open() error {
 	if h.tiles, err = tiles.Open(h.t.Context(), filepath.Join(h.dir, "tiles"), h.kind); err != nil {
 		h.t.Fatal(err)
 	}
-	h.tree = &faultyTree{Tree: h.tiles}
+	if h.postgres != "" {
+		if h.db, err = database.Open(h.t.Context(), h.postgres, database.Options{Schema: "log_test"}); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	h.tree = &faultyTree{TileTree: h.tiles}
 	h.fence = &faultyFence{Fence: h.files}
-	h.log, err = log.Open(h.t.Context(), h.options())
+	if h.log, err = log.Open(h.t.Context(), h.options()); err == nil {
+		log.SetPatience(h.log, 200*time.Millisecond)
+	}
 	return err
 }
 
@@ -94,6 +107,7 @@ func (h *house) options() log.Options {
 		Kind: h.kind, Label: "test", Origin: "log.example", Name: "log.example", Dir: h.dir,
 		Tree: h.tree, Key: h.key, Fence: h.fence, Logger: slog.New(slog.DiscardHandler),
 	}
+	opts.Queued, opts.DB = h.queued, h.db
 	if h.kind == log.Rekor1 {
 		opts.Origin, opts.TreeID = "log.example - 42", 42
 	}
@@ -116,6 +130,9 @@ func (h *house) close() {
 		h.tiles.Close()
 		h.files.Close()
 		h.tiles = nil
+		if h.db != nil {
+			h.db.Close()
+		}
 	}
 }
 
@@ -258,7 +275,7 @@ var errInjected = errors.New("injected fault")
 
 // faultyTree fails its next append, before or after it takes effect.
 type faultyTree struct {
-	log.Tree
+	log.TileTree
 	before, after bool
 }
 
@@ -267,7 +284,7 @@ func (f *faultyTree) Append(ctx context.Context, batch []log.Submission) ([]uint
 		f.before = false
 		return nil, errInjected
 	}
-	indexes, err := f.Tree.Append(ctx, batch)
+	indexes, err := f.TileTree.Append(ctx, batch)
 	if f.after {
 		f.after = false
 		return nil, errInjected
@@ -312,134 +329,142 @@ var kinds = map[string]log.Kind{"rekor1": log.Rekor1, "rekor2": log.Rekor2, "ct"
 // Each fault hits one append. The client gets a 503 or an answer, retries until answered, and
 // afterwards, in this process and after a restart, the log is one consistent history.
 func TestAFaultAtAnyStepLosesNothingAndForksNothing(t *testing.T) {
-	faults := map[string]func(h *house){
-		"the add fails and nothing was stored":                func(h *house) { h.tree.before = true },
-		"the add fails but everything was stored":             func(h *house) { h.tree.after = true },
-		"the fence fails and did not move":                    func(h *house) { h.fence.before = 1 },
-		"the fence fails but moved":                           func(h *house) { h.fence.after = 1 },
-		"the fence fails, moved, and cannot be read":          func(h *house) { h.fence.after, h.fence.readsFail = 1, 2 },
-		"the fence fails, did not move, and cannot be read":   func(h *house) { h.fence.before, h.fence.readsFail = 1, 2 },
-		"the fence fails again and again":                     func(h *house) { h.fence.before = 4 },
-		"the reservation fails and is not stored":             func(h *house) { h.failRows("before reserving") },
-		"the reservation fails but is stored":                 func(h *house) { h.failRows("after reserving") },
-		"the rows fail and are not stored":                    func(h *house) { h.failRows("before completing") },
-		"the rows fail but are stored":                        func(h *house) { h.failRows("after completing") },
-		"add stored, then rows, then truncation fail":         func(h *house) { h.tree.after = true; h.failRows("before completing", "after truncating") },
-		"rows stored, then the fence fails and is unreadable": func(h *house) { h.failRows("after completing"); h.fence.before, h.fence.readsFail = 1, 1 },
-	}
-	for kindName, kind := range kinds {
-		for name, inject := range faults {
-			t.Run(kindName+"/"+name, func(t *testing.T) {
-				t.Parallel()
-				h := newHouse(t, kind)
-				h.mustOpen()
-				for i := range 3 {
-					h.addUntilAnswered(fmt.Sprintf("before %d", i))
-				}
-				inject(h)
-				var wg sync.WaitGroup
-				for i := range 8 {
-					wg.Go(func() { h.addUntilAnswered(fmt.Sprintf("keyed during %d", i)) })
-				}
-				wg.Wait()
-				h.verify()
-				h.close()
-				h.mustOpen()
-				h.verify()
-				h.addUntilAnswered("after")
-				h.addUntilAnswered("before 1")
-				h.verify()
-			})
+	ways(t, func(t *testing.T, way func(h *house) *house) {
+		faults := map[string]func(h *house){
+			"the add fails and nothing was stored":                func(h *house) { h.tree.before = true },
+			"the add fails but everything was stored":             func(h *house) { h.tree.after = true },
+			"the fence fails and did not move":                    func(h *house) { h.fence.before = 1 },
+			"the fence fails but moved":                           func(h *house) { h.fence.after = 1 },
+			"the fence fails, moved, and cannot be read":          func(h *house) { h.fence.after, h.fence.readsFail = 1, 2 },
+			"the fence fails, did not move, and cannot be read":   func(h *house) { h.fence.before, h.fence.readsFail = 1, 2 },
+			"the fence fails again and again":                     func(h *house) { h.fence.before = 4 },
+			"the reservation fails and is not stored":             func(h *house) { h.failRows("before reserving") },
+			"the reservation fails but is stored":                 func(h *house) { h.failRows("after reserving") },
+			"the rows fail and are not stored":                    func(h *house) { h.failRows("before completing") },
+			"the rows fail but are stored":                        func(h *house) { h.failRows("after completing") },
+			"add stored, then rows, then truncation fail":         func(h *house) { h.tree.after = true; h.failRows("before completing", "after truncating") },
+			"rows stored, then the fence fails and is unreadable": func(h *house) { h.failRows("after completing"); h.fence.before, h.fence.readsFail = 1, 1 },
 		}
-	}
+		for kindName, kind := range kinds {
+			for name, inject := range faults {
+				t.Run(kindName+"/"+name, func(t *testing.T) {
+					t.Parallel()
+					h := way(newHouse(t, kind))
+					h.mustOpen()
+					for i := range 3 {
+						h.addUntilAnswered(fmt.Sprintf("before %d", i))
+					}
+					inject(h)
+					var wg sync.WaitGroup
+					for i := range 8 {
+						wg.Go(func() { h.addUntilAnswered(fmt.Sprintf("keyed during %d", i)) })
+					}
+					wg.Wait()
+					h.verify()
+					h.close()
+					h.mustOpen()
+					h.verify()
+					h.addUntilAnswered("after")
+					h.addUntilAnswered("before 1")
+					h.verify()
+				})
+			}
+		}
+	})
 }
 
 // Here the process ends with the fault: what the log meets at its next start is what the failed
 // step left on disk, without the recovery of the running process.
 func TestAProcessThatEndsAtAFaultStartsAgain(t *testing.T) {
-	for kindName, kind := range kinds {
-		for name, inject := range map[string]func(h *house){
-			"after the reservation":             func(h *house) { h.failRows("after reserving"); h.fence.readsFail = 1 << 30 },
-			"after the leaves":                  func(h *house) { h.tree.after = true; h.fence.readsFail = 1 << 30 },
-			"after the rows":                    func(h *house) { h.failRows("after completing"); h.fence.readsFail = 1 << 30 },
-			"after the fence, before an answer": func(h *house) { h.fence.after, h.fence.readsFail = 1, 1<<30 },
-		} {
-			t.Run(kindName+"/"+name, func(t *testing.T) {
-				t.Parallel()
-				h := newHouse(t, kind)
-				h.mustOpen()
-				h.addUntilAnswered("before")
-				inject(h)
-				err := h.add("keyed in flight")
-				if err != nil && fault.KindOf(err) != fault.Unavailable {
-					t.Errorf("the client in flight got %v, want a 503", err)
-				}
-				h.close()
-				h.mustOpen()
-				h.verify()
-				h.addUntilAnswered("keyed in flight")
-				h.verify()
-			})
+	ways(t, func(t *testing.T, way func(h *house) *house) {
+		for kindName, kind := range kinds {
+			for name, inject := range map[string]func(h *house){
+				"after the reservation":             func(h *house) { h.failRows("after reserving"); h.fence.readsFail = 1 << 30 },
+				"after the leaves":                  func(h *house) { h.tree.after = true; h.fence.readsFail = 1 << 30 },
+				"after the rows":                    func(h *house) { h.failRows("after completing"); h.fence.readsFail = 1 << 30 },
+				"after the fence, before an answer": func(h *house) { h.fence.after, h.fence.readsFail = 1, 1<<30 },
+			} {
+				t.Run(kindName+"/"+name, func(t *testing.T) {
+					t.Parallel()
+					h := way(newHouse(t, kind))
+					h.mustOpen()
+					h.addUntilAnswered("before")
+					inject(h)
+					err := h.add("keyed in flight")
+					if err != nil && fault.KindOf(err) != fault.Unavailable {
+						t.Errorf("the client in flight got %v, want a 503", err)
+					}
+					h.close()
+					h.mustOpen()
+					h.verify()
+					h.addUntilAnswered("keyed in flight")
+					h.verify()
+				})
+			}
 		}
-	}
+	})
 }
 
 func TestTheSameEntryAddedByAHundredAtOnceIsOneLeaf(t *testing.T) {
-	for kindName, kind := range kinds {
-		t.Run(kindName, func(t *testing.T) {
-			h := newHouse(t, kind)
-			h.mustOpen()
-			var wg sync.WaitGroup
-			var mu sync.Mutex
-			firsts := 0
-			for range 100 {
-				wg.Go(func() {
-					receipt, err := h.log.Add(t.Context(), h.submission("keyed one"))
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					mu.Lock()
-					defer mu.Unlock()
-					if !receipt.Duplicate {
-						firsts++
-					}
-				})
-			}
-			wg.Wait()
-			if size := h.log.Checkpoint().Size; size != 1 || firsts != 1 {
-				t.Errorf("size = %d, firsts = %d, want 1 and 1", size, firsts)
-			}
-			h.verify()
-		})
-	}
+	ways(t, func(t *testing.T, way func(h *house) *house) {
+		for kindName, kind := range kinds {
+			t.Run(kindName, func(t *testing.T) {
+				h := way(newHouse(t, kind))
+				h.mustOpen()
+				var wg sync.WaitGroup
+				var mu sync.Mutex
+				firsts := 0
+				for range 100 {
+					wg.Go(func() {
+						receipt, err := h.log.Add(t.Context(), h.submission("keyed one"))
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						mu.Lock()
+						defer mu.Unlock()
+						if !receipt.Duplicate {
+							firsts++
+						}
+					})
+				}
+				wg.Wait()
+				if size := h.log.Checkpoint().Size; size != 1 || firsts != 1 {
+					t.Errorf("size = %d, firsts = %d, want 1 and 1", size, firsts)
+				}
+				h.verify()
+			})
+		}
+	})
 }
 
 func TestManyEntriesCrossTilesAndSurviveARestart(t *testing.T) {
-	for kindName, kind := range kinds {
-		t.Run(kindName, func(t *testing.T) {
-			h := newHouse(t, kind)
-			h.mustOpen()
-			const n = 1200
-			var wg sync.WaitGroup
-			for w := range 100 {
-				wg.Go(func() {
-					for i := range n / 100 {
-						h.addUntilAnswered(fmt.Sprintf("entry %d of %d", i, w))
-					}
-				})
-			}
-			wg.Wait()
-			h.verify()
-			h.close()
-			h.mustOpen()
-			if size := h.log.Checkpoint().Size; size != n {
-				t.Errorf("size = %d, want %d", size, n)
-			}
-			h.verify()
-			h.checkTiles()
-		})
-	}
+	ways(t, func(t *testing.T, way func(h *house) *house) {
+		for kindName, kind := range kinds {
+			t.Run(kindName, func(t *testing.T) {
+				h := way(newHouse(t, kind))
+				h.mustOpen()
+				const n = 1200
+				var wg sync.WaitGroup
+				for w := range 100 {
+					wg.Go(func() {
+						for i := range n / 100 {
+							h.addUntilAnswered(fmt.Sprintf("entry %d of %d", i, w))
+						}
+					})
+				}
+				wg.Wait()
+				h.verify()
+				h.close()
+				h.mustOpen()
+				if size := h.log.Checkpoint().Size; size != n {
+					t.Errorf("size = %d, want %d", size, n)
+				}
+				h.verify()
+				h.checkTiles()
+			})
+		}
+	})
 }
 
 // checkTiles reads the log as a tile client does, clamped to the checkpoint.
@@ -473,4 +498,24 @@ func (h *house) checkTiles() {
 	}
 }
 
-func (h *house) failRows(points ...string) { log.FailCommits(h.log, points...) }
+func (h *house) failRows(points ...string) {
+	if h.queued { // step 1 is another one there
+		for i := range points {
+			points[i] = strings.Replace(points[i], "reserving", "queueing", 1)
+		}
+	}
+	log.FailCommits(h.log, points...)
+}
+
+// ways are the ways from a submission to the tree: from memory, from a queue in SQLite, from one in PostgreSQL.
+func ways(t *testing.T, run func(t *testing.T, way func(h *house) *house)) {
+	t.Run("direct", func(t *testing.T) { run(t, func(h *house) *house { return h }) })
+	t.Run("queued", func(t *testing.T) { run(t, func(h *house) *house { h.queued = true; return h }) })
+	if testing.Short() {
+		return
+	}
+	t.Run("queued in PostgreSQL", func(t *testing.T) {
+		server := services.StartPostgres(t)
+		run(t, func(h *house) *house { h.queued, h.postgres = true, server.Database(h.t); return h })
+	})
+}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/transparency-dev/merkle/proof"
+	"github.com/transparency-dev/merkle/rfc6962"
 	"github.com/transparency-dev/tessera/api/layout"
 
 	"github.com/attestry/attestry/internal/fault"
@@ -21,7 +23,34 @@ func (l *Log) InclusionProof(ctx context.Context, index, size uint64) ([][]byte,
 	if index >= size {
 		return nil, fault.New(fault.Invalid, "index_beyond_tree", nil, "index %d is beyond a tree of size %d", index, size)
 	}
-	return v.inclusion(ctx, index)
+	path, err := v.inclusion(ctx, index)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := l.opts.Tree.(ProofTree); ok {
+		if err := l.verifyInclusion(ctx, v, index, path); err != nil {
+			return nil, err
+		}
+	}
+	return path, nil
+}
+
+// verifyInclusion checks a proof that an engine made against the root of the tree and the leaf that the rows know.
+func (l *Log) verifyInclusion(ctx context.Context, v *view, index uint64, path [][]byte) error {
+	if v.rooted == nil {
+		return nil // a tree of the past: its root is not in memory, and whoever asks for it has the root
+	}
+	leafHash, ok, err := l.rows.identityAt(ctx, index)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("the leaf at index %d has no row", index)
+	}
+	if err := proof.VerifyInclusion(rfc6962.DefaultHasher, index, v.size, leafHash[:], path, v.rooted[:]); err != nil {
+		return fmt.Errorf("the engine's proof for index %d: %w", index, err)
+	}
+	return nil
 }
 
 // ConsistencyProof proves that the tree of size first is a prefix of that of size second.
@@ -46,15 +75,18 @@ func (l *Log) RootAt(ctx context.Context, size uint64) ([32]byte, error) {
 }
 
 func (l *Log) viewAt(size uint64) (*view, error) {
-	cp := l.Checkpoint()
-	switch {
-	case size == cp.Size:
-		return cp.view, nil
-	case size > cp.Size:
-		return nil, fault.New(fault.Invalid, "size_beyond_tree", nil, "size %d is beyond the signed tree of size %d", size, cp.Size)
-	default:
-		return newView(l.opts.Tree, l.tiles, size), nil
+	for _, cp := range *l.recent.Load() {
+		if size == cp.Size {
+			return cp.view, nil
+		}
+		if size > cp.Size {
+			break
+		}
 	}
+	if cp := l.Checkpoint(); size > cp.Size {
+		return nil, fault.New(fault.Invalid, "size_beyond_tree", nil, "size %d is beyond the signed tree of size %d", size, cp.Size)
+	}
+	return newView(l.opts.Tree, l.tiles, size), nil
 }
 
 // Leaf returns the leaf at index, or fault.NotFound beyond the signed tree.
@@ -128,7 +160,11 @@ func (l *Log) Tile(ctx context.Context, level, index uint64, width int) ([]byte,
 	if err != nil {
 		return nil, err
 	}
-	raw, err := l.opts.Tree.Tile(ctx, level, index, uint8(width))
+	tree, ok := l.opts.Tree.(TileTree)
+	if !ok {
+		return nil, fault.New(fault.NotFound, "no_tiles", nil, "this log keeps no tiles")
+	}
+	raw, err := tree.Tile(ctx, level, index, uint8(width))
 	if err != nil {
 		return nil, missing(err, "tile %d/%d", level, index)
 	}

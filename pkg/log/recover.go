@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/transparency-dev/tessera/api/layout"
 )
@@ -23,10 +24,9 @@ func (l *Log) recover(ctx context.Context) error {
 		return err
 	}
 	if size < record.Size {
-		return &haltError{fmt.Errorf("the tree holds %d entries, but its key has signed %d: the tree was restored or lost entries; "+
-			"bring back the missing ones, or give the log up and begin a new one", size, record.Size)}
+		return behindFence(size, record)
 	}
-	if err := l.matchFence(ctx, record); err != nil {
+	if _, err := l.matchFence(ctx, record); err != nil {
 		return err
 	}
 	if err := l.mendRows(ctx, record, size); err != nil {
@@ -35,13 +35,13 @@ func (l *Log) recover(ctx context.Context) error {
 	if err := l.sealUpTo(ctx, size); err != nil {
 		return err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var halted *haltError
-	if !errors.As(l.stopped, &halted) && !l.closing {
-		l.stopped = nil
-	}
+	l.resume()
 	return nil
+}
+
+func behindFence(size uint64, record Record) error {
+	return &haltError{fmt.Errorf("the tree holds %d entries, but its key has signed %d: the tree was restored or lost entries; "+
+		"bring back the missing ones, or give the log up and begin a new one", size, record.Size)}
 }
 
 // fenced returns the fence's record of the log's key. A key without one is new, if its tree is empty.
@@ -62,23 +62,23 @@ func (l *Log) fenced(ctx context.Context, size uint64) (Record, error) {
 	return record, l.key.advance(ctx, record)
 }
 
-// matchFence loads the signed tree from the tiles; its root must be the fence's.
-func (l *Log) matchFence(ctx context.Context, record Record) error {
+// matchFence loads the signed tree from what is stored; its root must be the fence's.
+func (l *Log) matchFence(ctx context.Context, record Record) (*view, error) {
 	v := newView(l.opts.Tree, l.tiles, record.Size)
 	extent, err := v.compactRange(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	root, err := rootOf(extent)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if root != record.Root {
 		err := fmt.Errorf("the tree at size %d has root %x, but its key has signed root %x: the log has forked or its tiles were changed", record.Size, root, record.Root)
-		return &haltError{errors.Join(err, l.keepEvidence(record, root))}
+		return nil, &haltError{errors.Join(err, l.keepEvidence(record, root))}
 	}
-	l.extent = extent
-	return nil
+	l.extent, v.rooted = extent, &root
+	return v, nil
 }
 
 // keepEvidence stores both roots beside the log.
@@ -113,11 +113,9 @@ func (l *Log) mendRows(ctx context.Context, record Record, size uint64) error {
 		if err != nil {
 			return err
 		}
-		batch := make([]row, len(leaves))
-		for i, leaf := range leaves {
-			if batch[i], err = l.rowOf(ctx, next+uint64(i), leaf); err != nil {
-				return err
-			}
+		batch, err := l.rowsOf(ctx, next, leaves)
+		if err != nil {
+			return err
 		}
 		if err := l.rows.complete(ctx, batch); err != nil {
 			return err
@@ -128,24 +126,53 @@ func (l *Log) mendRows(ctx context.Context, record Record, size uint64) error {
 	return l.rows.truncate(ctx, size)
 }
 
-// rowOf returns the row of a leaf that nobody was answered for. Its time is that of receipt
-// when a reservation kept it: the log had the entry then, and a certificate of ten minutes may be over by now.
-func (l *Log) rowOf(ctx context.Context, index uint64, leaf parsedLeaf) (row, error) {
-	r := row{identity: leaf.identity, index: index}
-	switch l.opts.Kind {
-	case CT:
-		r.integrated, r.leafHash = int64(leaf.timestampMillis), leaf.leafHash[:]
-	case Rekor1:
+// rowsOf returns the rows of leaves that nobody was answered for. Their time is that of receipt when a
+// reservation or the queue kept it: the log had the entry then, and a certificate of ten minutes may be over by now.
+func (l *Log) rowsOf(ctx context.Context, first uint64, leaves []parsedLeaf) ([]row, error) {
+	kept, err := l.keptOf(ctx, leaves)
+	if err != nil {
+		return nil, err
+	}
+	batch := make([]row, len(leaves))
+	for i, leaf := range leaves {
+		q, ok := kept[leaf.identity]
+		batch[i] = row{identity: leaf.identity, index: first + uint64(i), keys: q.sub.Keys}
+		switch l.opts.Kind {
+		case CT:
+			batch[i].integrated, batch[i].leafHash = int64(leaf.timestampMillis), leaf.leafHash[:]
+		case Rekor1:
+			if !ok {
+				q.received = l.opts.Now()
+			}
+			batch[i].integrated = q.received.Unix()
+		}
+	}
+	return batch, nil
+}
+
+// keptOf returns what queue or reservations keep of leaves.
+func (l *Log) keptOf(ctx context.Context, leaves []parsedLeaf) (map[[32]byte]queued, error) {
+	if l.opts.Queued {
+		identities := make([][32]byte, len(leaves))
+		for i := range leaves {
+			identities[i] = leaves[i].identity
+		}
+		return l.rows.queuedAs(ctx, l.opts.Kind, identities)
+	}
+	kept := map[[32]byte]queued{}
+	if l.opts.Kind != Rekor1 {
+		return kept, nil
+	}
+	for _, leaf := range leaves {
 		received, ok, err := l.rows.reservation(ctx, leaf.identity)
 		if err != nil {
-			return row{}, fmt.Errorf("reading a reservation: %w", err)
+			return nil, fmt.Errorf("reading a reservation: %w", err)
 		}
-		if !ok {
-			received = l.opts.Now().Unix()
+		if ok {
+			kept[leaf.identity] = queued{received: time.Unix(received, 0)}
 		}
-		r.integrated = received
 	}
-	return r, nil
+	return kept, nil
 }
 
 // parsed returns the leaves from index from to the end of their bundle, in a tree of size size.
@@ -169,10 +196,11 @@ func (l *Log) parsed(ctx context.Context, from, size uint64) ([]parsedLeaf, erro
 
 // sealUpTo extends the signed tree to size by its leaves and signs it.
 func (l *Log) sealUpTo(ctx context.Context, size uint64) error {
+	fresh := nodesOf(l.extent)
 	if err := l.hashLeaves(ctx, l.extent, size); err != nil {
 		return err
 	}
-	cp, err := l.commit(ctx, size)
+	cp, err := l.commit(ctx, size, fresh)
 	if err != nil {
 		return err
 	}

@@ -6,32 +6,46 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
+	"strings"
 
-	_ "modernc.org/sqlite" // the embedded engine
+	"github.com/attestry/attestry/internal/database"
 )
 
 // rows keeps what belongs to a log's leaves and is not in them: the identity that tells
-// duplicates apart, Rekor v1's integratedTime, and search keys that only the submission carried.
+// duplicates apart, Rekor v1's integratedTime, search keys that only the submission carried, and
+// the extra data of plain CT leaves.
 //
 // A row without an index is a reservation (step 1 of the append protocol). state.next counts the
-// leaves that have rows: they are written in index order.
+// leaves that have rows: they are written in index order. The queue holds whole submissions
+// for trees that are fed from the database; see queued.go.
 type rows struct {
-	db                      *sql.DB
+	db                      *database.DB
+	owned                   bool // close closes db
+	queued                  bool // the tree is fed from the queue
 	lookup, byHash, counted *sql.Stmt
 
 	fault func(when string) error // makes commits fail in tests; nil otherwise
 }
 
+// rowsSchema is SQL that SQLite and PostgreSQL both take. BYTEA has no meaning to SQLite, which stores the bytes as
+// they are; %s is the type of a number that counts up by itself.
 const rowsSchema = `
 CREATE TABLE IF NOT EXISTS leaves (
-	identity   BLOB PRIMARY KEY,
+	identity   BYTEA PRIMARY KEY,
 	idx        BIGINT UNIQUE,
 	integrated BIGINT NOT NULL DEFAULT 0,
-	leaf_hash  BLOB,
+	leaf_hash  BYTEA,
 	keys       TEXT
 );
 CREATE UNIQUE INDEX IF NOT EXISTS leaves_by_hash ON leaves (leaf_hash) WHERE leaf_hash IS NOT NULL;
+CREATE TABLE IF NOT EXISTS extras (identity BYTEA PRIMARY KEY, extra BYTEA NOT NULL);
+CREATE TABLE IF NOT EXISTS queue (
+	seq      %s,
+	identity BYTEA NOT NULL UNIQUE,
+	received BIGINT NOT NULL,
+	keys     TEXT,
+	data     BYTEA NOT NULL
+);
 CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY CHECK (id = 1), next BIGINT NOT NULL);
 INSERT INTO state (id, next) VALUES (1, 0) ON CONFLICT (id) DO NOTHING;
 `
@@ -44,21 +58,32 @@ type row struct {
 	integrated int64
 	leafHash   []byte
 	keys       []string
+	extra      []byte
 }
 
-func openRows(ctx context.Context, path string) (*rows, error) {
-	// synchronous=FULL: a commit that returned survives a power cut.
-	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() +
-		"?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)&_pragma=cache_size(-16384)&_txlock=immediate"
-	db, err := sql.Open("sqlite", dsn)
-	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", path, err)
+// openRows opens the rows in db, or in an SQLite file at path when db is nil.
+func openRows(ctx context.Context, db *database.DB, path string, queued bool) (*rows, error) {
+	r := &rows{db: db, queued: queued}
+	if db == nil {
+		var err error
+		if r.db, err = database.Open(ctx, "sqlite:"+path, database.Options{}); err != nil {
+			return nil, err
+		}
+		r.owned = true
 	}
-	db.SetMaxOpenConns(4)
-	r := &rows{db: db}
-	if _, err := db.ExecContext(ctx, rowsSchema); err != nil {
-		db.Close()
-		return nil, fmt.Errorf("opening %s: %w", path, err)
+	if err := r.prepare(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the rows of a log: %w", err), r.close())
+	}
+	return r, nil
+}
+
+func (r *rows) prepare(ctx context.Context) error {
+	serial := "INTEGER PRIMARY KEY AUTOINCREMENT"
+	if r.shared() {
+		serial = "BIGSERIAL PRIMARY KEY"
+	}
+	if err := r.db.Create(ctx, fmt.Sprintf(rowsSchema, serial)); err != nil {
+		return err
 	}
 	for _, p := range []struct {
 		stmt  **sql.Stmt
@@ -68,15 +93,29 @@ func openRows(ctx context.Context, path string) (*rows, error) {
 		{&r.byHash, `SELECT idx FROM leaves WHERE leaf_hash = $1 AND idx IS NOT NULL`},
 		{&r.counted, `SELECT next FROM state WHERE id = 1`},
 	} {
-		if *p.stmt, err = db.PrepareContext(ctx, p.query); err != nil {
-			db.Close()
-			return nil, fmt.Errorf("opening %s: %w", path, err)
+		var err error
+		if *p.stmt, err = r.db.PrepareContext(ctx, p.query); err != nil {
+			return err
 		}
 	}
-	return r, nil
+	return nil
 }
 
-func (r *rows) close() error { return r.db.Close() }
+// shared tells whether other processes may use these rows at the same time.
+func (r *rows) shared() bool { return r.db.Engine() == database.PostgreSQL }
+
+func (r *rows) close() error {
+	var errs []error
+	for _, s := range []*sql.Stmt{r.lookup, r.byHash, r.counted} {
+		if s != nil {
+			errs = append(errs, s.Close())
+		}
+	}
+	if r.owned {
+		errs = append(errs, r.db.Close())
+	}
+	return errors.Join(errs...)
+}
 
 // find returns the index and time of the leaf with this identity; ok is false when there is none.
 func (r *rows) find(ctx context.Context, identity [32]byte) (index uint64, integrated int64, ok bool, err error) {
@@ -90,27 +129,78 @@ func (r *rows) find(ctx context.Context, identity [32]byte) (index uint64, integ
 	return index, integrated, true, nil
 }
 
-// slice returns time and keys of the leaves from ≤ index < to, by index. Where an
+// findAll is find for many: what is not there is not in the answer.
+func (r *rows) findAll(ctx context.Context, identities [][32]byte) (map[[32]byte]row, error) {
+	return findAll(ctx, r.db, identities)
+}
+
+// queryer is a database or a transaction.
+type queryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+func findAll(ctx context.Context, db queryer, identities [][32]byte) (map[[32]byte]row, error) {
+	out := map[[32]byte]row{}
+	for len(identities) > 0 {
+		chunk := identities[:min(len(identities), rowsPerStatement)]
+		identities = identities[len(chunk):]
+		found, err := db.QueryContext(ctx, `SELECT identity, idx, integrated FROM leaves WHERE idx IS NOT NULL AND identity IN `+
+			placeholders(1, len(chunk), 0), bytesOf(chunk)...)
+		if err != nil {
+			return nil, fmt.Errorf("looking for duplicates: %w", err)
+		}
+		if err := each(found, func() error {
+			var identity []byte
+			var r row
+			if err := found.Scan(&identity, &r.index, &r.integrated); err != nil {
+				return err
+			}
+			r.identity = [32]byte(identity)
+			out[r.identity] = r
+			return nil
+		}); err != nil {
+			return nil, fmt.Errorf("looking for duplicates: %w", err)
+		}
+	}
+	return out, nil
+}
+
+func each(found *sql.Rows, f func() error) error {
+	defer found.Close()
+	for found.Next() {
+		if err := f(); err != nil {
+			return err
+		}
+	}
+	return found.Err()
+}
+
+// slice returns time, keys and extra data of the leaves from ≤ index < to, by index. Where an
 // identity stands twice in a tree of another maker, only its first leaf has a row.
 func (r *rows) slice(ctx context.Context, from, to uint64) (map[uint64]row, error) {
-	found, err := r.db.QueryContext(ctx, `SELECT idx, integrated, keys FROM leaves WHERE idx >= $1 AND idx < $2`, from, to)
+	found, err := r.db.QueryContext(ctx, `SELECT l.idx, l.integrated, l.keys, e.extra FROM leaves l LEFT JOIN extras e ON e.identity = l.identity
+		WHERE l.idx >= $1 AND l.idx < $2`, from, to)
 	if err != nil {
 		return nil, fmt.Errorf("reading rows: %w", err)
 	}
-	defer found.Close()
 	out := make(map[uint64]row, to-from)
-	for found.Next() {
+	err = each(found, func() error {
 		var r row
 		var raw sql.NullString
-		if err := found.Scan(&r.index, &r.integrated, &raw); err != nil {
-			return nil, fmt.Errorf("reading rows: %w", err)
+		if err := found.Scan(&r.index, &r.integrated, &raw, &r.extra); err != nil {
+			return err
 		}
+		var err error
 		if r.keys, err = decodeKeys(raw); err != nil {
-			return nil, err
+			return err
 		}
 		out[r.index] = r
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading rows: %w", err)
 	}
-	return out, found.Err()
+	return out, nil
 }
 
 // indexOf returns the index of the leaf with this leaf hash where that differs from its identity.
@@ -121,6 +211,19 @@ func (r *rows) indexOf(ctx context.Context, leafHash [32]byte) (uint64, bool, er
 		return 0, false, nil
 	}
 	return index, err == nil, err
+}
+
+// identityAt returns the identity of the leaf at index.
+func (r *rows) identityAt(ctx context.Context, index uint64) (identity [32]byte, ok bool, err error) {
+	var raw []byte
+	err = r.db.QueryRowContext(ctx, `SELECT identity FROM leaves WHERE idx = $1`, index).Scan(&raw)
+	if errors.Is(err, sql.ErrNoRows) {
+		return identity, false, nil
+	}
+	if err != nil || len(raw) != len(identity) {
+		return identity, false, fmt.Errorf("reading the row of index %d: %w", index, err)
+	}
+	return [32]byte(raw), true, nil
 }
 
 // next returns how many leaves have rows.
@@ -135,47 +238,69 @@ func (r *rows) next(ctx context.Context) (uint64, error) {
 // reserve stores rows without an index in one commit; integrated is the time of receipt.
 func (r *rows) reserve(ctx context.Context, batch []row) error {
 	return r.commit(ctx, "reserving", func(tx *sql.Tx) error {
-		stmt, err := tx.PrepareContext(ctx, `INSERT INTO leaves (identity, integrated, keys) VALUES ($1, $2, $3)
-			ON CONFLICT (identity) DO UPDATE SET integrated = excluded.integrated, keys = excluded.keys WHERE leaves.idx IS NULL`)
-		if err != nil {
-			return err
-		}
-		defer stmt.Close()
-		for _, row := range batch {
-			keys, err := json.Marshal(row.keys)
+		values := make([][]any, len(batch))
+		for i, row := range batch {
+			keys, err := encodeKeys(row.keys)
 			if err != nil {
 				return err
 			}
-			if _, err := stmt.ExecContext(ctx, row.identity[:], row.integrated, string(keys)); err != nil {
-				return err
-			}
+			values[i] = []any{batch[i].identity[:], row.integrated, keys}
 		}
-		return nil
+		if err := insert(ctx, tx, `INSERT INTO leaves (identity, integrated, keys) VALUES `, values,
+			` ON CONFLICT (identity) DO UPDATE SET integrated = excluded.integrated, keys = excluded.keys WHERE leaves.idx IS NULL`); err != nil {
+			return err
+		}
+		return insertExtras(ctx, tx, batch)
 	})
 }
 
-// complete gives rows their index and time in one commit and moves next to the last index + 1. A
-// reservation keeps its keys; an identity that already has an index keeps its first.
+// complete gives rows their index and time in one commit, moves next to the last index + 1, and takes what has
+// become a leaf out of the queue, whose keys it keeps. A reservation keeps its keys too; an identity that already has an index
+// keeps its first.
 func (r *rows) complete(ctx context.Context, batch []row) error {
 	if len(batch) == 0 {
 		return nil
 	}
 	return r.commit(ctx, "completing", func(tx *sql.Tx) error {
-		stmt, err := tx.PrepareContext(ctx, `INSERT INTO leaves (identity, idx, integrated, leaf_hash) VALUES ($1, $2, $3, $4)
-			ON CONFLICT (identity) DO UPDATE SET idx = excluded.idx, integrated = excluded.integrated, leaf_hash = excluded.leaf_hash
-			WHERE leaves.idx IS NULL`)
-		if err != nil {
+		values := make([][]any, 0, len(batch))
+		seen := make(map[[32]byte]bool, len(batch)) // a tree of another maker may hold twins
+		for i := range batch {
+			if seen[batch[i].identity] {
+				continue
+			}
+			seen[batch[i].identity] = true
+			keys, err := encodeKeys(batch[i].keys)
+			if err != nil {
+				return err
+			}
+			values = append(values, []any{batch[i].identity[:], batch[i].index, batch[i].integrated, null(batch[i].leafHash), keys})
+		}
+		if err := insert(ctx, tx, `INSERT INTO leaves (identity, idx, integrated, leaf_hash, keys) VALUES `, values,
+			` ON CONFLICT (identity) DO UPDATE SET idx = excluded.idx, integrated = excluded.integrated, leaf_hash = excluded.leaf_hash,
+				keys = COALESCE(excluded.keys, leaves.keys) WHERE leaves.idx IS NULL`); err != nil {
 			return err
 		}
-		defer stmt.Close()
-		for _, row := range batch {
-			if _, err := stmt.ExecContext(ctx, row.identity[:], row.index, row.integrated, row.leafHash); err != nil {
+		if r.queued {
+			if err := dequeue(ctx, tx, batch); err != nil {
 				return err
 			}
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE state SET next = $1 WHERE id = 1`, batch[len(batch)-1].index+1)
+		_, err := tx.ExecContext(ctx, `UPDATE state SET next = $1 WHERE id = 1`, batch[len(batch)-1].index+1)
 		return err
 	})
+}
+
+func insertExtras(ctx context.Context, tx *sql.Tx, batch []row) error {
+	var values [][]any
+	for i := range batch {
+		if batch[i].extra != nil {
+			values = append(values, []any{batch[i].identity[:], batch[i].extra})
+		}
+	}
+	// A second submission of one identity may come with another chain: the one that is not yet in the tree counts.
+	return insert(ctx, tx, `INSERT INTO extras (identity, extra) VALUES `, values,
+		` ON CONFLICT (identity) DO UPDATE SET extra = excluded.extra
+			WHERE NOT EXISTS (SELECT 1 FROM leaves WHERE leaves.identity = extras.identity AND leaves.idx IS NOT NULL)`)
 }
 
 // reservation returns the time of receipt of a row that has no index yet.
@@ -193,32 +318,105 @@ func (r *rows) truncate(ctx context.Context, size uint64) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM leaves WHERE idx IS NULL OR idx >= $1`, size); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `UPDATE state SET next = $1 WHERE id = 1 AND next > $1`, size)
+		_, err := tx.ExecContext(ctx, `UPDATE state SET next = $1 WHERE id = 1 AND next > $2`, size, size)
 		return err
 	})
 }
 
+// commit runs f in a transaction. An error from f means that nothing took effect.
 func (r *rows) commit(ctx context.Context, doing string, f func(*sql.Tx) error) error {
-	tx, err := r.db.BeginTx(ctx, nil)
+	err := r.db.Transact(ctx, func(tx *sql.Tx) error {
+		if err := f(tx); err != nil {
+			return err
+		}
+		if r.fault != nil {
+			return r.fault("before " + doing)
+		}
+		return nil
+	})
+	if err == nil && r.fault != nil {
+		err = r.fault("after " + doing)
+	}
 	if err != nil {
 		return fmt.Errorf("%s rows: %w", doing, err)
 	}
-	defer tx.Rollback() // after Commit it does nothing
-	if err := f(tx); err != nil {
-		return fmt.Errorf("%s rows: %w", doing, err)
-	}
-	if r.fault != nil {
-		if err := r.fault("before " + doing); err != nil {
+	return nil
+}
+
+// rowsPerStatement is how many rows one statement carries. SQLite's driver looks each $n up in a list of
+// all, so that the cost of long statements grows with the square of their length; for PostgreSQL a
+// statement is a round trip.
+const rowsPerStatement = 32
+
+// insert runs statements of up to rowsPerStatement rows each: before, the values, after.
+func insert(ctx context.Context, tx *sql.Tx, before string, values [][]any, after string) error {
+	var full *sql.Stmt
+	for len(values) > 0 {
+		chunk := values[:min(len(values), rowsPerStatement)]
+		values = values[len(chunk):]
+		args := make([]any, 0, len(chunk)*len(chunk[0]))
+		for _, v := range chunk {
+			args = append(args, v...)
+		}
+		if full != nil && len(chunk) == rowsPerStatement {
+			if _, err := full.ExecContext(ctx, args...); err != nil {
+				return err
+			}
+			continue
+		}
+		statement := before + placeholders(len(chunk), len(chunk[0]), 0) + after
+		if len(chunk) < rowsPerStatement || len(values) < rowsPerStatement {
+			if _, err := tx.ExecContext(ctx, statement, args...); err != nil {
+				return err
+			}
+			continue
+		}
+		var err error
+		if full, err = tx.PrepareContext(ctx, statement); err != nil {
+			return err
+		}
+		defer full.Close()
+		if _, err := full.ExecContext(ctx, args...); err != nil {
 			return err
 		}
 	}
-	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("%s rows: %w", doing, err)
-	}
-	if r.fault != nil {
-		return r.fault("after " + doing)
-	}
 	return nil
+}
+
+// placeholders returns "($1,$2),($3,$4)" for rows of columns, counted from after+1.
+func placeholders(rows, columns, after int) string {
+	var b strings.Builder
+	for i := range rows {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteByte('(')
+		for j := range columns {
+			if j > 0 {
+				b.WriteByte(',')
+			}
+			fmt.Fprintf(&b, "$%d", after+i*columns+j+1)
+		}
+		b.WriteByte(')')
+	}
+	return b.String()
+}
+
+// null is b for a nullable column.
+func null(b []byte) any {
+	if b == nil {
+		return nil
+	}
+	return b
+}
+
+// encodeKeys returns search keys as a JSON array, NULL for none.
+func encodeKeys(keys []string) (sql.NullString, error) {
+	if len(keys) == 0 {
+		return sql.NullString{}, nil
+	}
+	raw, err := json.Marshal(keys)
+	return sql.NullString{String: string(raw), Valid: true}, err
 }
 
 func decodeKeys(raw sql.NullString) ([]string, error) {

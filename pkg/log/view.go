@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"math/bits"
 	"slices"
 	"sync"
 
@@ -16,16 +17,35 @@ import (
 // hashing merges nodes as RFC 6962, section 2.1 does.
 var hashing = compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}
 
-// view computes roots and proofs of one tree size from the tiles. Requests that wait on one
-// checkpoint share a view: each tile is read and hashed upwards once for all of them.
+// view computes roots and proofs of one tree size. Requests that wait on one checkpoint share a
+// view: each tile is read and hashed upwards once for all of them, and the nodes that the newest leaves
+// made are in memory from when they were hashed.
 type view struct {
 	size uint64
 	tree Tree
 	full *tileCache // shared by all views of a log
 
+	// Of a tree that was just signed; not written once the view is shared.
+	fresh  nodes
+	rooted *[32]byte // root hash
+
 	mu      sync.Mutex // guards partial
 	partial map[tileID]*tileNodes
 }
+
+// nodes are hashes of nodes that are complete in a tree.
+type nodes map[compact.NodeID][]byte
+
+// nodesOf returns the perfect subtrees of a tree.
+func nodesOf(r *compact.Range) nodes {
+	n := nodes{}
+	for i, id := range compact.RangeNodes(0, r.End(), nil) {
+		n[id] = r.Hashes()[i]
+	}
+	return n
+}
+
+func (n nodes) visit(id compact.NodeID, hash []byte) { n[id] = hash }
 
 type tileID struct{ level, index uint64 }
 
@@ -39,7 +59,7 @@ func newView(tree Tree, full *tileCache, size uint64) *view {
 	return &view{size: size, tree: tree, full: full, partial: map[tileID]*tileNodes{}}
 }
 
-// root returns the tree's root hash, computed from the tiles.
+// root returns the tree's root hash, computed from what is stored.
 func (v *view) root(ctx context.Context) ([32]byte, error) {
 	r, err := v.compactRange(ctx)
 	if err != nil {
@@ -48,18 +68,60 @@ func (v *view) root(ctx context.Context) ([32]byte, error) {
 	return rootOf(r)
 }
 
-// compactRange returns the tree as its perfect subtrees, left to right.
+// compactRange returns the tree as its perfect subtrees, left to right, from what is stored.
 func (v *view) compactRange(ctx context.Context) (*compact.Range, error) {
 	ids := compact.RangeNodes(0, v.size, nil)
+	if engine, ok := v.tree.(ProofTree); ok {
+		hashes, err := rangeFromProof(ctx, engine, v.size, len(ids))
+		if err != nil {
+			return nil, err
+		}
+		return hashing.NewRange(0, v.size, hashes)
+	}
 	hashes := make([][]byte, len(ids))
 	for i, id := range ids {
-		h, err := v.node(ctx, id)
+		h, err := v.stored(ctx, id)
 		if err != nil {
 			return nil, err
 		}
 		hashes[i] = h
 	}
 	return hashing.NewRange(0, v.size, hashes)
+}
+
+// rangeFromProof returns the count perfect subtrees of the tree of size, left to right. The audit path of the
+// last leaf leads first up the right edge of the last of them and then over all the others.
+func rangeFromProof(ctx context.Context, engine ProofTree, size uint64, count int) ([][]byte, error) {
+	if size == 0 {
+		return nil, nil
+	}
+	last := size - 1
+	raw, err := engine.Bundle(ctx, last/layout.EntryBundleWidth, layout.PartialTileSize(0, last/layout.EntryBundleWidth, size))
+	if err != nil {
+		return nil, fmt.Errorf("reading leaf %d: %w", last, err)
+	}
+	leaves, err := parseBundle(Rekor1, raw)
+	if err != nil {
+		return nil, fmt.Errorf("reading leaf %d: %w", last, err)
+	}
+	if uint64(len(leaves)) <= last%layout.EntryBundleWidth {
+		return nil, fmt.Errorf("reading leaf %d: the engine returned %d leaves of its bundle", last, len(leaves))
+	}
+	path, err := engine.Inclusion(ctx, last, size)
+	if err != nil {
+		return nil, fmt.Errorf("proving leaf %d: %w", last, err)
+	}
+	height := bits.TrailingZeros64(size)
+	if len(path) != height+count-1 {
+		return nil, fmt.Errorf("proving leaf %d: the engine returned %d hashes, want %d", last, len(path), height+count-1)
+	}
+	hash := leaves[last%layout.EntryBundleWidth].leafHash[:]
+	for _, left := range path[:height] {
+		hash = appendParent(nil, left, hash)
+	}
+	hashes := append([][]byte{hash}, path[height:]...)
+	slices.Reverse(hashes)
+	return hashes, nil
 }
 
 func rootOf(r *compact.Range) ([32]byte, error) {
@@ -79,6 +141,9 @@ func (v *view) inclusion(ctx context.Context, index uint64) ([][]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("proving inclusion: %w", err)
 	}
+	if engine, ok := v.tree.(ProofTree); ok && !v.holds(nodes) {
+		return engine.Inclusion(ctx, index, v.size)
+	}
 	return v.prove(ctx, nodes)
 }
 
@@ -88,13 +153,30 @@ func (v *view) consistency(ctx context.Context, first uint64) ([][]byte, error) 
 	if err != nil {
 		return nil, fmt.Errorf("proving consistency: %w", err)
 	}
+	if engine, ok := v.tree.(ProofTree); ok && !v.holds(nodes) {
+		return engine.Consistency(ctx, first, v.size)
+	}
 	return v.prove(ctx, nodes)
+}
+
+// holds tells whether all nodes are in memory.
+func (v *view) holds(nodes proof.Nodes) bool {
+	for _, id := range nodes.IDs {
+		if v.fresh[id] == nil {
+			return false
+		}
+	}
+	return true
 }
 
 func (v *view) prove(ctx context.Context, nodes proof.Nodes) ([][]byte, error) {
 	hashes := make([][]byte, len(nodes.IDs))
 	for i, id := range nodes.IDs {
-		h, err := v.node(ctx, id)
+		if h := v.fresh[id]; h != nil {
+			hashes[i] = h
+			continue
+		}
+		h, err := v.stored(ctx, id)
 		if err != nil {
 			return nil, err
 		}
@@ -103,8 +185,8 @@ func (v *view) prove(ctx context.Context, nodes proof.Nodes) ([][]byte, error) {
 	return nodes.Rehash(hashes, rfc6962.DefaultHasher.HashChildren)
 }
 
-// node returns the hash of a node that lies wholly inside the tree.
-func (v *view) node(ctx context.Context, id compact.NodeID) ([]byte, error) {
+// stored returns the hash of a node that lies wholly inside the tree, from the tiles.
+func (v *view) stored(ctx context.Context, id compact.NodeID) ([]byte, error) {
 	tileLevel, tileIndex, nodeLevel, nodeIndex := layout.NodeCoordsToTileAddress(uint64(id.Level), id.Index)
 	tile, err := v.tile(ctx, tileID{tileLevel, tileIndex})
 	if err != nil {
@@ -117,23 +199,27 @@ func (v *view) node(ctx context.Context, id compact.NodeID) ([]byte, error) {
 }
 
 func (v *view) tile(ctx context.Context, id tileID) (*tileNodes, error) {
+	tree, ok := v.tree.(TileTree)
+	if !ok {
+		return nil, fmt.Errorf("a %T has no tiles", v.tree)
+	}
 	width := layout.PartialTileSize(id.level, id.index, v.size)
 	if width == 0 {
-		return v.full.get(ctx, v.tree, id)
+		return v.full.get(ctx, tree, id)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock() // held while reading: all waiters of a batch want the same tile
 	if t := v.partial[id]; t != nil {
 		return t, nil
 	}
-	t, err := loadTile(ctx, v.tree, id, width)
+	t, err := loadTile(ctx, tree, id, width)
 	if err == nil {
 		v.partial[id] = t
 	}
 	return t, err
 }
 
-func loadTile(ctx context.Context, tree Tree, id tileID, width uint8) (*tileNodes, error) {
+func loadTile(ctx context.Context, tree TileTree, id tileID, width uint8) (*tileNodes, error) {
 	raw, err := tree.Tile(ctx, id.level, id.index, width)
 	if err != nil {
 		return nil, fmt.Errorf("reading tile %d/%d: %w", id.level, id.index, err)
@@ -190,7 +276,7 @@ const cachedTiles = 256
 
 func newTileCache() *tileCache { return &tileCache{tiles: map[tileID]*cachedTile{}} }
 
-func (c *tileCache) get(ctx context.Context, tree Tree, id tileID) (*tileNodes, error) {
+func (c *tileCache) get(ctx context.Context, tree TileTree, id tileID) (*tileNodes, error) {
 	t := c.entry(id)
 	t.once.Do(func() { t.nodes, t.err = loadTile(context.WithoutCancel(ctx), tree, id, 0) })
 	if t.err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/attestry/attestry/pkg/log"
 )
 
-// Tree is a log.Tree in one directory.
+// Tree is a log.TileTree in one directory.
 type Tree struct {
 	ct      bool
 	add     tessera.AddFn
@@ -120,7 +120,10 @@ func (t *Tree) Append(ctx context.Context, batch []log.Submission) ([]uint64, er
 // Size implements log.Tree.
 func (t *Tree) Size(ctx context.Context) (uint64, error) { return t.reader.IntegratedSize(ctx) }
 
-// Tile implements log.Tree.
+// Queued implements log.Tree: Append waits for integration, so nothing is ever queued behind it.
+func (t *Tree) Queued(ctx context.Context) (uint64, error) { return t.Size(ctx) }
+
+// Tile implements log.TileTree.
 func (t *Tree) Tile(ctx context.Context, level, index uint64, width uint8) ([]byte, error) {
 	return t.reader.ReadTile(ctx, level, index, width)
 }
