@@ -5,8 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -202,15 +200,15 @@ func TestALostServer(t *testing.T) {
 // TestAStatementIsNeverSentTwice lets a server do its work and cuts the connection before the
 // answer: database/sql would send the statement again.
 func TestAStatementIsNeverSentTwice(t *testing.T) {
-	uri, line := throughProxy(t, services.Postgres(t))
+	uri, line := services.Through(t, services.Postgres(t))
 	db := open(t, uri, database.Options{})
 	ctx := t.Context()
 	if err := db.Create(ctx, `CREATE TABLE counts (n BIGINT)`, `INSERT INTO counts VALUES (0)`); err != nil {
 		t.Fatal(err)
 	}
-	line.cutAnswers(true)
+	line.Cut(true)
 	_, err := db.ExecContext(ctx, `UPDATE counts SET n = n + 1`)
-	line.cutAnswers(false)
+	line.Cut(false)
 	if !database.Unsure(err) {
 		t.Errorf("cut before the answer: %v", err)
 	}
@@ -222,10 +220,10 @@ func TestAStatementIsNeverSentTwice(t *testing.T) {
 
 func TestASilentServerCountsAsLost(t *testing.T) {
 	t.Parallel()
-	uri, line := throughProxy(t, services.Postgres(t))
+	uri, line := services.Through(t, services.Postgres(t))
 	db := open(t, uri, database.Options{StatementTimeout: time.Millisecond, ConnectTimeout: time.Second})
-	line.hold(true)
-	defer line.hold(false)
+	line.Hold(true)
+	defer line.Hold(false)
 	start := time.Now()
 	err := db.Transact(t.Context(), func(*sql.Tx) error { return nil })
 	if !database.Retryable(err) {
@@ -364,6 +362,58 @@ func TestMistakesInTheURIAreNamed(t *testing.T) {
 	})
 }
 
+func TestNotificationsSurviveALostServer(t *testing.T) {
+	server := services.StartPostgres(t)
+	db := open(t, server.Database(t), database.Options{Schema: "one"})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	payloads, err := db.Listen(ctx, "News")
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect := func(want string) {
+		t.Helper()
+		select {
+		case got, ok := <-payloads:
+			if !ok || got != want {
+				t.Fatalf("got %q, %t, want %q", got, ok, want)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%q did not come", want)
+		}
+	}
+	notify := func(payload string) {
+		t.Helper()
+		var err error
+		for range 20 { // a broken connection for each in the pool
+			if _, err = db.Exec(`SELECT pg_notify('News', $1)`, payload); err == nil {
+				return
+			}
+		}
+		t.Fatal(err)
+	}
+	notify("first")
+	expect("first")
+	server.Kill()
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	expect("") // what may have been missed
+	notify("second")
+	expect("second")
+	cancel()
+	if _, ok := <-payloads; ok {
+		t.Error("a payload after the end")
+	}
+	server.Stop()
+	if _, err := db.Listen(t.Context(), "News"); err == nil {
+		t.Error("listening to a server that is not there")
+	}
+	if _, err := open(t, "sqlite:"+filepath.Join(t.TempDir(), "x"), database.Options{}).Listen(t.Context(), "News"); err == nil {
+		t.Error("SQLite notifies")
+	}
+}
+
 func TestADamagedFileIsTold(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.db")
 	if err := os.WriteFile(path, []byte(strings.Repeat("garbage ", 1000)), 0o600); err != nil {
@@ -371,91 +421,5 @@ func TestADamagedFileIsTold(t *testing.T) {
 	}
 	if _, err := database.Open(t.Context(), "sqlite:"+path, database.Options{}); !database.Damaged(err) {
 		t.Errorf("got %v", err)
-	}
-}
-
-// line is a proxy between a client and PostgreSQL that can fail as networks do.
-type line struct {
-	mu      sync.Mutex // guards what follows
-	cutting bool       // answers are dropped and the connection with them
-	held    chan struct{}
-}
-
-func throughProxy(t *testing.T, uri string) (string, *line) {
-	t.Helper()
-	u, err := url.Parse(uri)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(func() { cancel(); ln.Close() })
-	l := &line{}
-	target := u.Host
-	go func() {
-		for {
-			client, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", target)
-			if err != nil {
-				client.Close()
-				continue
-			}
-			context.AfterFunc(ctx, func() { client.Close(); server.Close() })
-			go func() { io.Copy(server, client); server.Close() }()
-			go l.answers(ctx, client, server)
-		}
-	}()
-	u.Host = ln.Addr().String()
-	return u.String(), l
-}
-
-func (l *line) answers(ctx context.Context, client, server net.Conn) {
-	defer client.Close()
-	defer server.Close()
-	b := make([]byte, 4096)
-	for {
-		n, err := server.Read(b)
-		if err != nil {
-			return
-		}
-		l.mu.Lock()
-		cutting, held := l.cutting, l.held
-		l.mu.Unlock()
-		if cutting {
-			return
-		}
-		if held != nil {
-			select {
-			case <-held:
-			case <-ctx.Done():
-				return
-			}
-		}
-		if _, err := client.Write(b[:n]); err != nil {
-			return
-		}
-	}
-}
-
-func (l *line) cutAnswers(on bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.cutting = on
-}
-
-func (l *line) hold(on bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if on {
-		l.held = make(chan struct{})
-	} else if l.held != nil {
-		close(l.held)
-		l.held = nil
 	}
 }

@@ -176,13 +176,14 @@ func readPassword(path string) (string, error) {
 
 // dialer gives connections that do not wait for ever on a server that went away without a word.
 type dialer struct {
-	patience time.Duration
+	net      net.Dialer
+	patience time.Duration // 0 waits for ever
 }
 
 func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
+	conn, err := d.net.DialContext(ctx, network, address)
+	if err != nil || d.patience == 0 {
+		return conn, err
 	}
 	return &patientConn{Conn: conn, patience: d.patience}, nil
 }
