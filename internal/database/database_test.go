@@ -206,9 +206,9 @@ func TestAStatementIsNeverSentTwice(t *testing.T) {
 	if err := db.Create(ctx, `CREATE TABLE counts (n BIGINT)`, `INSERT INTO counts VALUES (0)`); err != nil {
 		t.Fatal(err)
 	}
-	line.Cut(true)
+	line.CutAfter(0)
 	_, err := db.ExecContext(ctx, `UPDATE counts SET n = n + 1`)
-	line.Cut(false)
+	line.Mend()
 	if !database.Unsure(err) {
 		t.Errorf("cut before the answer: %v", err)
 	}

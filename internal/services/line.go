@@ -11,9 +11,11 @@ import (
 
 // Line is the network between a client and a server, which can fail as networks do.
 type Line struct {
-	mu   sync.Mutex // guards what follows
-	cut  bool
-	held chan struct{} // closed when answers pass again; nil when they do
+	mu      sync.Mutex // guards what follows
+	cutting bool
+	passing int           // answers until the cut
+	held    chan struct{} // closed when answers pass again; nil when they do
+	clients []net.Conn
 }
 
 // Through returns the URI of the server at uri behind a Line of its own.
@@ -45,6 +47,9 @@ func Through(t testing.TB, uri string) (string, *Line) {
 				client.Close()
 				continue
 			}
+			l.mu.Lock()
+			l.clients = append(l.clients, client)
+			l.mu.Unlock()
 			context.AfterFunc(ctx, func() {
 				client.Close()
 				server.Close()
@@ -70,7 +75,8 @@ func (l *Line) answers(ctx context.Context, client, server net.Conn) {
 			return
 		}
 		l.mu.Lock()
-		cut, held := l.cut, l.held
+		cut, held := l.cutting && l.passing <= 0, l.held
+		l.passing--
 		l.mu.Unlock()
 		if cut {
 			return
@@ -88,11 +94,19 @@ func (l *Line) answers(ctx context.Context, client, server net.Conn) {
 	}
 }
 
-// Cut makes the line break, when on, in place of the next answer of the server on each connection.
-func (l *Line) Cut(on bool) {
+// CutAfter lets n answers of the server pass and breaks connections in place of those that
+// follow, until Mend.
+func (l *Line) CutAfter(n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.cut = on
+	l.cutting, l.passing = true, n
+}
+
+// Mend ends what CutAfter began.
+func (l *Line) Mend() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cutting = false
 }
 
 // Hold keeps answers back, when on, until it is called again.
@@ -106,4 +120,14 @@ func (l *Line) Hold(on bool) {
 		close(l.held)
 		l.held = nil
 	}
+}
+
+// Break closes all connections at once, the client's side first.
+func (l *Line) Break() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, conn := range l.clients {
+		conn.Close()
+	}
+	l.clients = nil
 }
