@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/attestry/attestry/pkg/log"
+	"github.com/attestry/attestry/pkg/log/logtest"
 )
 
 func openFence(t *testing.T, dir string) *log.FileFence {
@@ -24,29 +25,18 @@ func record(n uint64) log.Record {
 	return log.Record{Size: n, Root: [32]byte{byte(n), byte(n >> 8)}, Promised: n}
 }
 
-func TestTheFenceMovesOnlyFromWhereTheCallerSawIt(t *testing.T) {
-	ctx, key := t.Context(), log.KeyID{1}
-	dir := t.TempDir()
-	f := openFence(t, dir)
-	if _, err := f.Last(ctx, key); !errors.Is(err, log.ErrNoRecord) {
-		t.Fatalf("a new key has a record: %v", err)
-	}
-	if err := f.Advance(ctx, key, log.Record{}, record(1)); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Advance(ctx, key, log.Record{}, record(2)); !errors.Is(err, log.ErrStale) {
-		t.Errorf("a second first record = %v, want ErrStale", err)
-	}
-	if err := f.Advance(ctx, key, record(1), record(2)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.Last(ctx, log.KeyID{2}); !errors.Is(err, log.ErrNoRecord) {
-		t.Errorf("another key shares the record: %v", err)
-	}
-	f.Close()
-	if last, err := openFence(t, dir).Last(ctx, key); err != nil || last != record(2) {
-		t.Errorf("after a restart the record is %v, %v", last, err)
-	}
+func TestFileFenceKeepsItsContract(t *testing.T) {
+	logtest.Fence(t, func(t *testing.T) func() log.Fence {
+		dir := t.TempDir()
+		var last *log.FileFence
+		return func() log.Fence {
+			if last != nil {
+				last.Close() // and with it its lock
+			}
+			last = openFence(t, dir)
+			return last
+		}
+	})
 }
 
 func TestASecondProcessCannotHoldTheFence(t *testing.T) {
@@ -56,22 +46,6 @@ func TestASecondProcessCannotHoldTheFence(t *testing.T) {
 	}
 	if _, err := openFence(t, dir).Last(t.Context(), log.KeyID{1}); !errors.Is(err, log.ErrFenceInUse) {
 		t.Errorf("a second holder got %v, want ErrFenceInUse", err)
-	}
-}
-
-func TestTheLastThousandRecordsAreKept(t *testing.T) {
-	ctx, key, dir := t.Context(), log.KeyID{3}, t.TempDir()
-	f := openFence(t, dir)
-	advanceTo(ctx, t, f, key, 2500)
-	f.Close()
-	f = openFence(t, dir)
-	for _, size := range []uint64{2500, 2000, 1501} {
-		if got, err := f.Recorded(ctx, key, size); err != nil || got != record(size) {
-			t.Errorf("record of size %d = %v, %v", size, got, err)
-		}
-	}
-	if _, err := f.Recorded(ctx, key, 1000); !errors.Is(err, log.ErrNoRecord) {
-		t.Errorf("a record of long ago = %v, want ErrNoRecord", err)
 	}
 }
 
