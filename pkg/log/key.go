@@ -24,10 +24,17 @@ import (
 type Kind int
 
 const (
-	Rekor1 Kind = iota // checkpoints "host - treeID" and SETs
-	Rekor2             // C2SP checkpoints
-	CT                 // RFC 6962 STHs and SCTs, static-ct checkpoints
+	Rekor1  Kind = iota // checkpoints "host - treeID" and SETs
+	Rekor2              // C2SP checkpoints
+	CT                  // RFC 6962 STHs and SCTs, static-ct checkpoints; leaves and SCTs name their index
+	CTPlain             // RFC 6962 STHs and SCTs alone; leaves and SCTs without extensions
 )
+
+// isCT reports whether the log's tree heads and promises are those of RFC 6962.
+func (k Kind) isCT() bool { return k == CT || k == CTPlain }
+
+// Kind says which protocol the log speaks.
+func (l *Log) Kind() Kind { return l.opts.Kind }
 
 // fencedKey is the only way to a log's private key. It signs trees and indexes that the
 // fence holds for this key, and nothing that a caller made up.
@@ -43,7 +50,15 @@ type fencedKey struct {
 
 	mu   sync.Mutex // guards last
 	last Record     // what the fence held when it was read or advanced
+
+	heads  sync.Mutex // guards head and headAt, held while a head is signed: who waits gets the same one
+	head   TreeHead   // CT only, the newest that was signed; zero before the first
+	headAt time.Time  // when, by the log's clock
 }
+
+// headRefresh is the age at which the head of an unchanged tree is signed anew when somebody asks
+// for it. Monitors want heads younger than the log's maximum merge delay, a minute or more.
+const headRefresh = time.Second
 
 // newFencedKey checks that key fits the kind of log: clients take nothing but ECDSA P-256 for
 // Rekor v1 (cosign and sigstore-go refuse other SET keys) and for CT (reference clients
@@ -115,15 +130,16 @@ func (k *fencedKey) record() Record {
 	return k.last
 }
 
-// checkpoint signs the fence's tree as a signed note (c2sp.org/tlog-checkpoint; for CT with the
-// timestamped signature of c2sp.org/static-ct-api). Rekor v1 notes carry this one line only,
+// checkpoint signs the fence's tree as a signed note (c2sp.org/tlog-checkpoint). For CT its signature
+// is that of a tree head, as c2sp.org/static-ct-api has it, and treeHead gives the same head out; a
+// CTPlain log shows it in that form only, the note is for its operator. Rekor v1 notes carry this one line only,
 // since its note verifier fails the whole note on any other.
 func (k *fencedKey) checkpoint(now time.Time) ([]byte, error) {
 	record := k.record()
 	text := k.origin + "\n" + strconv.FormatUint(record.Size, 10) + "\n" + base64.StdEncoding.EncodeToString(record.Root[:]) + "\n"
 	var blob []byte
-	if k.kind == CT {
-		head, err := k.treeHead(now)
+	if k.kind.isCT() {
+		head, err := k.signHead(record, now)
 		if err != nil {
 			return nil, err
 		}
@@ -143,7 +159,7 @@ func (k *fencedKey) checkpoint(now time.Time) ([]byte, error) {
 // keyHash is the 4-byte hint of a signature line: the head of the log ID, except for
 // static-ct's own signature type 0x05.
 func (k *fencedKey) keyHash() [4]byte {
-	if k.kind == CT {
+	if k.kind.isCT() {
 		sum := sha256.Sum256(append([]byte(k.name+"\n\x05"), k.logID[:]...))
 		return [4]byte(sum[:4])
 	}
@@ -158,9 +174,33 @@ type TreeHead struct {
 	Signature       []byte // TLS DigitallySigned
 }
 
+// treeHead returns the head of the tree that checkpoint signed last. It is signed again when it has
+// become older than headRefresh, once for all who ask meanwhile.
 func (k *fencedKey) treeHead(now time.Time) (TreeHead, error) {
-	record := k.record()
+	k.heads.Lock()
+	defer k.heads.Unlock()
+	record := Record{Size: k.head.Size, Root: k.head.Root}
+	if k.head.Signature == nil {
+		record = k.record()
+	} else if age := now.Sub(k.headAt); age >= 0 && age < headRefresh {
+		return k.head, nil
+	}
+	return k.signHeadLocked(record, now)
+}
+
+func (k *fencedKey) signHead(record Record, now time.Time) (TreeHead, error) {
+	k.heads.Lock()
+	defer k.heads.Unlock()
+	return k.signHeadLocked(record, now)
+}
+
+// signHeadLocked signs the head of a tree that the fence holds or held (RFC 6962, section 3.5). Its
+// timestamp is later than that of every head before it, though the clock may have been set back.
+func (k *fencedKey) signHeadLocked(record Record, now time.Time) (TreeHead, error) {
 	head := TreeHead{Size: record.Size, Root: record.Root, TimestampMillis: uint64(now.UnixMilli())}
+	if k.head.Signature != nil {
+		head.TimestampMillis = max(head.TimestampMillis, k.head.TimestampMillis+1)
+	}
 	input := []byte{0, 1} // version v1, signature_type tree_hash
 	input = binary.BigEndian.AppendUint64(input, head.TimestampMillis)
 	input = binary.BigEndian.AppendUint64(input, head.Size)
@@ -170,6 +210,7 @@ func (k *fencedKey) treeHead(now time.Time) (TreeHead, error) {
 		return TreeHead{}, fmt.Errorf("signing tree head: %w", err)
 	}
 	head.Signature = digitallySigned(sig)
+	k.head, k.headAt = head, now
 	return head, nil
 }
 
@@ -202,12 +243,15 @@ type SCTInput struct {
 	Precert         bool
 	IssuerKeyHash   [32]byte // of a precertificate
 	Data            []byte   // certificate DER, or a precertificate's TBS without poison
-	Extensions      []byte   // CtExtensions, at most 65,535 bytes
+	Extensions      []byte   // CtExtensions, at most 65,535 bytes; none for CTPlain
 }
 
 func (k *fencedKey) sct(index uint64, in SCTInput) ([]byte, error) {
-	if record := k.record(); k.kind != CT || index >= record.Promised {
+	if record := k.record(); !k.kind.isCT() || index >= record.Promised {
 		return nil, fmt.Errorf("refusing to sign an SCT for index %d with %d promised", index, record.Promised)
+	}
+	if k.kind == CTPlain && len(in.Extensions) > 0 {
+		return nil, errors.New("refusing to sign an SCT with extensions: the leaves of this log have none")
 	}
 	b := cryptobyte.NewBuilder(make([]byte, 0, len(in.Data)+len(in.Extensions)+64))
 	b.AddUint8(0) // version v1
