@@ -44,58 +44,41 @@ type Entry struct {
 	SubmittedKeys []string
 }
 
-// Propose verifies a Rekor v1 proposed entry {"kind","apiVersion","spec"}. Members that the kind
-// does not know are ignored, as upstream does. Errors are classified and can be shown to the client.
-func Propose(v ijson.Value) (Entry, error) {
-	spec := v.Get("spec")
-	switch kind, version := v.Get("kind").Text(), v.Get("apiVersion").Text(); kind + " " + version {
-	case "hashedrekord 0.0.1":
-		return proposeHashedRekord(spec)
-	case "dsse 0.0.1":
-		return proposeDSSE(spec)
-	case "intoto 0.0.1":
-		return proposeIntoto001(spec)
-	case "intoto 0.0.2":
-		return proposeIntoto002(spec)
-	default:
-		if KnownKind(kind) {
-			return Entry{}, fault.New(fault.Invalid, "unsupported_version", nil, "entry kind '%s' does not support inserting entries of version '%s'", kind, version)
-		}
+// Propose verifies a Rekor v1 proposed entry {"kind","apiVersion","spec"} of a kind that is enabled.
+// Members that the kind does not know are ignored, as upstream does. Errors are classified and can
+// be shown to the client.
+func Propose(kinds Kinds, v ijson.Value) (Entry, error) {
+	kind, version := v.Get("kind").Text(), v.Get("apiVersion").Text()
+	if !kinds.takes(kind) {
 		return Entry{}, fault.New(fault.Invalid, "unsupported_kind", nil, "entry kind '%s' is not enabled for submission on this server", kind)
 	}
-}
-
-// KnownKind tells whether Propose takes some version of kind.
-func KnownKind(kind string) bool {
-	return kind == "hashedrekord" || kind == "dsse" || kind == "intoto"
+	h, ok := handlingOf(kind, version)
+	if !ok || !kinds.has(h) {
+		return Entry{}, fault.New(fault.Invalid, "unsupported_version", nil, "entry kind '%s' does not support inserting entries of version '%s'", kind, version)
+	}
+	return h.propose(v.Get("spec"))
 }
 
 // ErrUnknownKind says that a body is of a kind or version which this package does not make.
 var ErrUnknownKind = errors.New("unknown entry kind")
 
 // Keys derives the search keys of a stored body: digests as "sha256:<hex>", key digests with and
-// without that prefix, subject alternative names; all lower case, no duplicates.
+// without that prefix, subject alternative names; all lower case, no duplicates. Which kinds are
+// enabled has no part in it.
 func Keys(body []byte) ([]string, error) {
 	stored, err := parseStored(body)
 	if err != nil {
 		return nil, err
 	}
-	switch stored.Kind + " " + stored.APIVersion {
-	case "hashedrekord 0.0.1":
-		return keysOf[hashedRekordSpec](stored)
-	case "hashedrekord 0.0.2":
-		return keysOf[hashedRekordSpec2](stored)
-	case "dsse 0.0.1":
-		return keysOf[dsseSpec](stored)
-	case "dsse 0.0.2":
-		return keysOf[dsseSpec2](stored)
-	case "intoto 0.0.1":
-		return keysOf[intotoSpec001](stored)
-	case "intoto 0.0.2":
-		return keysOf[intotoSpec002](stored)
-	default:
-		return nil, fmt.Errorf("%w: %q version %q", ErrUnknownKind, stored.Kind, stored.APIVersion)
+	parsed, err := stored.parse()
+	if err != nil {
+		return nil, err
 	}
+	keys, err := parsed.keys()
+	if err != nil {
+		return nil, fmt.Errorf("search keys of stored %s %s: %w", stored.Kind, stored.APIVersion, err)
+	}
+	return tidy(keys), nil
 }
 
 // KindVersion returns the kind and version that a stored body names.
@@ -126,16 +109,16 @@ type spec interface {
 	keys() ([]string, error)
 }
 
-func keysOf[S spec](s stored) ([]string, error) {
-	var parsed S
-	if err := json.Unmarshal(s.Spec, &parsed); err != nil {
+func (s stored) parse() (spec, error) {
+	h, ok := handlingOf(s.Kind, s.APIVersion)
+	if !ok {
+		return nil, fmt.Errorf("%w: %q version %q", ErrUnknownKind, s.Kind, s.APIVersion)
+	}
+	parsed, err := h.stored(s.Spec)
+	if err != nil {
 		return nil, fmt.Errorf("parsing stored %s %s: %w", s.Kind, s.APIVersion, err)
 	}
-	keys, err := parsed.keys()
-	if err != nil {
-		return nil, fmt.Errorf("search keys of stored %s %s: %w", s.Kind, s.APIVersion, err)
-	}
-	return tidy(keys), nil
+	return parsed, nil
 }
 
 // newEntry makes the canonical body of a verified spec.

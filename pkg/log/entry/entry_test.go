@@ -207,7 +207,7 @@ func FuzzPropose(f *testing.F) {
 		if err != nil {
 			return
 		}
-		e, err := Propose(v)
+		e, err := Propose(everyKind(t), v)
 		checkEntry(t, e, err)
 	})
 }
@@ -294,7 +294,7 @@ func BenchmarkHashedRekord(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			if _, err := Propose(v); err != nil {
+			if _, err := Propose(Kinds{}, v); err != nil {
 				b.Fatal(err)
 			}
 		}

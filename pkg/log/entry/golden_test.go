@@ -269,6 +269,20 @@ func proposal(kind, version string, spec map[string]any) map[string]any {
 
 func propose(t testing.TB, doc any) (Entry, error) {
 	t.Helper()
+	return Propose(everyKind(t), parsed(t, doc))
+}
+
+func everyKind(t testing.TB) Kinds {
+	t.Helper()
+	kinds, err := ParseKinds(known())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kinds
+}
+
+func parsed(t testing.TB, doc any) ijson.Value {
+	t.Helper()
 	raw, err := json.Marshal(doc)
 	if err != nil {
 		t.Fatal(err)
@@ -277,7 +291,7 @@ func propose(t testing.TB, doc any) (Entry, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Propose(v)
+	return v
 }
 
 func mustJSON(t testing.TB, data []byte, v any) {

@@ -25,7 +25,7 @@ func (h *Handler) createEntry(w http.ResponseWriter, r *http.Request) error {
 	if err := checkProposal(proposed, "proposedEntry", ""); err != nil {
 		return err
 	}
-	e, err := entry.Propose(proposed)
+	e, err := entry.Propose(h.kinds, proposed)
 	if err != nil {
 		if kind := fault.KindOf(err); kind != fault.Internal {
 			err = fault.New(kind, fault.ReasonOf(err), err, "error processing entry: %s", fault.Public(err))

@@ -185,7 +185,7 @@ func (h *Handler) retrieveEntries(w http.ResponseWriter, r *http.Request) error 
 		}
 	}
 	for _, p := range proposals {
-		e, err := entry.Propose(p)
+		e, err := entry.Propose(h.kinds, p)
 		if err != nil {
 			return err
 		}

@@ -30,6 +30,7 @@ import (
 
 	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/log"
+	"github.com/attestry/attestry/pkg/log/entry"
 )
 
 // DefaultMaxBody is the limit of a request's body: an attestation of some tens of megabytes is legitimate.
@@ -64,7 +65,9 @@ type Options struct {
 	Log     Log
 	Index   Index // nil: search answers 501
 	MaxBody int64 // bytes of a request's body; 0 means DefaultMaxBody
-	Logger  *slog.Logger
+	// Kinds are the entry kinds to take; the zero value is the defaults. Entries of other kinds stay readable.
+	Kinds  entry.Kinds
+	Logger *slog.Logger
 	// Registerer takes the metrics, under the names that upstream's dashboards know; nil for none.
 	Registerer prometheus.Registerer
 	Now        func() time.Time // nil means time.Now; measures requests
@@ -75,6 +78,7 @@ type Handler struct {
 	log       Log
 	index     Index
 	maxBody   int64
+	kinds     entry.Kinds
 	logger    *slog.Logger
 	now       func() time.Time
 	metrics   *metrics
@@ -108,7 +112,7 @@ func New(opts Options) (*Handler, error) {
 	}
 	logID := opts.Log.LogID()
 	h := &Handler{
-		log: opts.Log, index: opts.Index, maxBody: opts.MaxBody, logger: opts.Logger, now: opts.Now, metrics: metrics,
+		log: opts.Log, index: opts.Index, maxBody: opts.MaxBody, kinds: opts.Kinds, logger: opts.Logger, now: opts.Now, metrics: metrics,
 		logID: hex.EncodeToString(logID[:]), publicKey: pem, treeID: opts.Log.TreeID(),
 	}
 	h.router = h.newRouter()
