@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
+	"time"
 )
 
 // Kind says whose mistake an error is and whether trying again can help.
@@ -23,6 +25,8 @@ const (
 	TooLarge                  // over a constant limit
 	Unsupported               // media type or method that is not spoken here
 	Unprocessable             // well-formed, but against the schema
+	Slow                      // the request took too long to arrive
+	Limited                   // one caller asks for too much; try again later
 	Overloaded                // too much at once; try again
 	Unavailable               // a part is missing now; try again
 	Frozen                    // the log takes no more entries
@@ -48,6 +52,10 @@ func (k Kind) HTTPStatus() int {
 		return http.StatusUnsupportedMediaType
 	case Unprocessable:
 		return http.StatusUnprocessableEntity
+	case Slow:
+		return http.StatusRequestTimeout
+	case Limited:
+		return http.StatusTooManyRequests
 	case Overloaded, Unavailable:
 		return http.StatusServiceUnavailable
 	case Frozen:
@@ -65,6 +73,8 @@ type Error struct {
 	Reason string // stable code such as "aud_mismatch": in the log line, and in the reply where its shape has room
 	Detail string // sent to the client
 	Err    error  // cause: logged, never sent; may be nil
+	// RetryAfter is when trying again can help, if it is known.
+	RetryAfter time.Duration
 }
 
 // New classifies err (which may be nil); format and args make the text for the client.
@@ -127,4 +137,17 @@ func Public(err error) string {
 	default:
 		return "internal error"
 	}
+}
+
+// RetryAfter returns the Retry-After header of an answer with this error: seconds where trying again can help, else "".
+func RetryAfter(err error) string {
+	kind := KindOf(err)
+	if kind != Limited && kind.HTTPStatus() < http.StatusInternalServerError {
+		return ""
+	}
+	var e *Error
+	if errors.As(err, &e) && e.RetryAfter > time.Second {
+		return strconv.FormatInt(int64((e.RetryAfter+time.Second-1)/time.Second), 10)
+	}
+	return "1"
 }
