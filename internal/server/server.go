@@ -15,10 +15,12 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Limits on how long a connection may keep us waiting. Bodies and answers have no overall
-// deadline here: a 64 MiB attestation over a slow line is legitimate.
+// Limits on how long a connection may keep us waiting. A handler that reads a body sets a deadline of its own
+// (internal/limit); readTimeout is for bodies that no handler wants, which net/http reads to find the next request.
 const (
 	readHeaderTimeout = 10 * time.Second
+	readTimeout       = 2 * time.Minute
+	writeTimeout      = 5 * time.Minute // from the end of the header to that of the answer
 	idleTimeout       = 2 * time.Minute
 	maxHeaderBytes    = 64 << 10
 )
@@ -33,6 +35,8 @@ func Run(ctx context.Context, ln net.Listener, handler http.Handler, grace time.
 		Handler:           handler,
 		Protocols:         &protocols,
 		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
