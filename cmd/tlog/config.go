@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/attestry/attestry/internal/config"
+	"github.com/attestry/attestry/internal/limit"
+	"github.com/attestry/attestry/pkg/stack"
 )
 
 // serverConfig is the YAML file of tlog. A log runs when it has a key.
@@ -45,6 +47,26 @@ type serverConfig struct {
 		RootsFile string `mapstructure:"roots-file"`
 	} `mapstructure:"ct"`
 
+	Limits struct {
+		// Rekor1Body, Rekor2Body and CTBody are how many bytes a request's body may have; a
+		// larger one is refused with 413. Defaults 64 MiB (a 30 MB SBOM is 40 MB in base64), 4 MiB, 512 KiB.
+		Rekor1Body int64 `mapstructure:"rekor1-body"`
+		Rekor2Body int64 `mapstructure:"rekor2-body"`
+		CTBody     int64 `mapstructure:"ct-body"`
+		// BodyTime is how long a body may take to arrive, else 408. Default 1m.
+		BodyTime time.Duration `mapstructure:"body-time"`
+		// BodiesInFlight is how many bytes of bodies are in memory at once; more wait a moment
+		// and get 503. A byte of a body costs up to four of memory while it is read. Default 512 MiB.
+		BodiesInFlight int64 `mapstructure:"bodies-in-flight"`
+		// CallerPerSecond and CallerBurst are the budget of one address (of an IPv6 network of 64 bits) for
+		// searches, proposed entries in retrieve calls and get-entries; beyond it 429. Defaults 200, 2000.
+		CallerPerSecond float64 `mapstructure:"caller-per-second"`
+		CallerBurst     int     `mapstructure:"caller-burst"`
+		// TrustedProxies are addresses and networks whose X-Forwarded-For names the caller. Without the
+		// proxy in front of the server here, all its clients share one budget. Default none.
+		TrustedProxies []string `mapstructure:"trusted-proxies"`
+	} `mapstructure:"limits"`
+
 	// ShutdownGrace is how long requests in flight may take after SIGTERM. Default 8s.
 	ShutdownGrace time.Duration `mapstructure:"shutdown-grace"`
 }
@@ -52,6 +74,10 @@ type serverConfig struct {
 func defaults() *serverConfig {
 	c := &serverConfig{Listen: "127.0.0.1:3000", OpsListen: "127.0.0.1:2112", ShutdownGrace: 8 * time.Second}
 	c.CT.Shard = "main"
+	l := stack.DefaultLimits()
+	c.Limits.Rekor1Body, c.Limits.Rekor2Body, c.Limits.CTBody = l.Rekor1Body, l.Rekor2Body, l.CTBody
+	c.Limits.BodyTime, c.Limits.BodiesInFlight = l.BodyTime, l.BodiesInFlight
+	c.Limits.CallerPerSecond, c.Limits.CallerBurst = l.CallerPerSecond, l.CallerBurst
 	return c
 }
 
@@ -86,7 +112,21 @@ func (c *serverConfig) Validate() error {
 	if c.CT.Key != "" && (c.CT.Shard == "" || strings.Trim(c.CT.Shard, "abcdefghijklmnopqrstuvwxyz0123456789-") != "") {
 		p.Addf("ct.shard %q may have lower-case letters, digits and hyphens", c.CT.Shard)
 	}
+	if limits, err := c.limits(); err != nil {
+		p.Addf("limits.trusted-proxies: %w", err)
+	} else if err := limits.Validate(); err != nil {
+		p.Addf("limits: %w", err)
+	}
 	return p.Err()
+}
+
+func (c *serverConfig) limits() (stack.Limits, error) {
+	l := c.Limits
+	proxies, err := limit.ParseProxies(l.TrustedProxies)
+	return stack.Limits{
+		Rekor1Body: l.Rekor1Body, Rekor2Body: l.Rekor2Body, CTBody: l.CTBody, BodyTime: l.BodyTime, BodiesInFlight: l.BodiesInFlight,
+		CallerPerSecond: l.CallerPerSecond, CallerBurst: l.CallerBurst, TrustedProxies: proxies,
+	}, err
 }
 
 func (c *serverConfig) host() string {

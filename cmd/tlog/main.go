@@ -101,9 +101,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 func (c *serverConfig) logs() (stack.LogsOptions, error) {
 	o := stack.LogsOptions{Dir: c.Dir, FenceDir: strings.TrimPrefix(c.Fence, "file:"), Host: c.host(), CTShard: c.CT.Shard}
 	var errs []error
+	var err error
+	o.Limits, err = c.limits()
+	errs = append(errs, err)
 	var password []byte
 	if c.KeyPasswordFile != "" {
-		var err error
 		if password, err = os.ReadFile(c.KeyPasswordFile); err != nil {
 			errs = append(errs, fmt.Errorf("key-password-file: %w", err))
 		}

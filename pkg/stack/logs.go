@@ -38,6 +38,7 @@ type LogsOptions struct {
 	CTShard                     string
 	CTRoots                     [][]byte // accepted roots, DER
 
+	Limits     Limits
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 	Now        func() time.Time
@@ -62,6 +63,7 @@ type openLog struct {
 // OpenLogs recovers and starts the logs that have keys.
 func OpenLogs(ctx context.Context, opts LogsOptions) (l *Logs, err error) {
 	l = &Logs{opts: opts}
+	bounds := opts.Limits.bounds()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close())
@@ -80,12 +82,13 @@ func OpenLogs(ctx context.Context, opts LogsOptions) (l *Logs, err error) {
 		case log.CT:
 			l.ct, err = ct.New(ct.Options{
 				Log: opened, Roots: opts.CTRoots, IssuerDir: filepath.Join(opts.Dir, o.Label, "issuers"),
+				Body: bounds.body(opts.Limits.CTBody), Callers: bounds.callers, Verify: bounds.verify,
 				Logger: opts.Logger, Registerer: opts.Registerer, Now: opts.Now,
 			})
 		case log.Rekor2:
-			l.rekor2, err = rekor2.New(rekor2.Options{Log: opened, Logger: opts.Logger, Registerer: opts.Registerer})
+			l.rekor2, err = rekor2.New(rekor2.Options{Log: opened, Body: bounds.body(opts.Limits.Rekor2Body), Verify: bounds.verify, Logger: opts.Logger, Registerer: opts.Registerer})
 		case log.Rekor1:
-			err = l.serveRekor1(ctx, opened)
+			err = l.serveRekor1(ctx, opened, bounds)
 		}
 		if err != nil {
 			return l, err
@@ -137,7 +140,7 @@ func (l *Logs) openLog(ctx context.Context, o log.Options) (*log.Log, error) {
 	return opened, nil
 }
 
-func (l *Logs) serveRekor1(ctx context.Context, opened *log.Log) (err error) {
+func (l *Logs) serveRekor1(ctx context.Context, opened *log.Log, bounds bounds) (err error) {
 	if l.index, err = index.Open(ctx, index.Options{
 		Path: filepath.Join(l.opts.Dir, "rekor1", "index.db"), Keys: entry.Keys, Logger: l.opts.Logger, Registerer: l.opts.Registerer,
 	}); err != nil {
@@ -149,7 +152,10 @@ func (l *Logs) serveRekor1(ctx context.Context, opened *log.Log) (err error) {
 	if err := l.index.CaughtUp(ctx, opened.Checkpoint().Size); err != nil {
 		return err
 	}
-	l.rekor1, err = rekor1.New(rekor1.Options{Log: opened, Index: l.index, Logger: l.opts.Logger, Registerer: l.opts.Registerer})
+	l.rekor1, err = rekor1.New(rekor1.Options{
+		Log: opened, Index: l.index, Body: bounds.body(l.opts.Limits.Rekor1Body), Callers: bounds.callers, Verify: bounds.verify,
+		Logger: l.opts.Logger, Registerer: l.opts.Registerer,
+	})
 	return err
 }
 

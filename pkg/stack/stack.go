@@ -129,9 +129,16 @@ func (s *Stack) logsOptions(m *material) LogsOptions {
 	return LogsOptions{
 		Dir: filepath.Join(s.opts.Dir, "log"), FenceDir: s.opts.FenceDir, Host: s.url.Hostname(),
 		Rekor1Key: m.rekor1, Rekor2Key: m.rekor2, CTKey: m.ct,
-		CTShard: ctShard, CTRoots: [][]byte{m.caChain[len(m.caChain)-1].Raw},
+		CTShard: ctShard, CTRoots: [][]byte{m.caChain[len(m.caChain)-1].Raw}, Limits: upLimits(),
 		Logger: s.opts.Logger, Registerer: s.opts.Registerer, Now: s.opts.Now,
 	}
+}
+
+// upLimits leaves more memory to the other roles than a server of logs alone needs to.
+func upLimits() Limits {
+	l := DefaultLimits()
+	l.BodiesInFlight = 128 << 20
+	return l
 }
 
 // Adopt gives a log of the stopped instance in dir a new fence record, see AdoptLog.

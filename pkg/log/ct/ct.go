@@ -13,17 +13,20 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/log"
 )
 
 // Limits of what a submitter may send. A static-ct data tile carries a precertificate twice
 // (its TBS and itself) and Tessera takes entries up to 256 KiB.
 const (
-	maxBody        = 512 << 10 // JSON request, the limit of TesseraCT
-	maxChain       = 10        // certificates, the submitted one included
-	maxCertificate = 96 << 10  // DER bytes of the submitted certificate
-	maxIssuer      = 64 << 10  // DER bytes of each issuer certificate
+	maxChain       = 10       // certificates, the submitted one included
+	maxCertificate = 96 << 10 // DER bytes of the submitted certificate
+	maxIssuer      = 64 << 10 // DER bytes of each issuer certificate
 )
+
+// DefaultMaxBody is what a JSON request may have in bytes unless Options.Body says otherwise: the limit of TesseraCT.
+const DefaultMaxBody = 512 << 10
 
 // Log is what this package needs of a Certificate Transparency log; *log.Log has it.
 type Log interface {
@@ -58,6 +61,9 @@ type Options struct {
 	// IssuerDir is a directory for issuer certificates, created when it is missing. The log's
 	// entries name issuers by hash only, so it belongs to the log's data and to its backups.
 	IssuerDir string
+	Body      limit.Body
+	Callers   *limit.Callers // pays for get-entries; nil: no budgets
+	Verify    *limit.Work    // checks submitted chains; nil: as many at once as there are requests
 	Logger    *slog.Logger
 	// Registerer takes the metrics attestry_ct_*; nil means none. With several logs in a
 	// process, wrap it with a label for each.
@@ -73,6 +79,9 @@ type Handler struct {
 	logID    [32]byte
 	issuers  *issuerStore
 	verifier *verifier
+	body     limit.Body
+	callers  *limit.Callers
+	work     *limit.Work
 	logger   *slog.Logger
 	now      func() time.Time
 	metrics  *metrics
@@ -90,6 +99,9 @@ func New(o Options) (*Handler, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Body.Max == 0 {
+		o.Body.Max = DefaultMaxBody
+	}
 	issuers, err := openIssuerStore(o.IssuerDir)
 	if err != nil {
 		return nil, err
@@ -104,7 +116,7 @@ func New(o Options) (*Handler, error) {
 	}
 	return &Handler{
 		log: o.Log, logID: o.Log.LogID(), issuers: issuers, verifier: verifier,
-		logger: o.Logger, now: o.Now, metrics: m,
+		body: o.Body, callers: o.Callers, work: o.Verify, logger: o.Logger, now: o.Now, metrics: m,
 	}, nil
 }
 

@@ -1,6 +1,7 @@
 package ct
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/limit"
 )
 
 // Cache-Control values. What a signed tree holds never changes; an answer that a larger tree
@@ -105,9 +107,9 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, name string, err 
 	switch kind {
 	case fault.Overloaded: // CT clients know 429 as push-back (static-ct-api, TesseraCT)
 		status = http.StatusTooManyRequests
-		w.Header().Set("Retry-After", "1")
-	case fault.Unavailable:
-		w.Header().Set("Retry-After", "1")
+	}
+	if after := fault.RetryAfter(err); after != "" && kind != fault.Internal {
+		w.Header().Set("Retry-After", after)
 	}
 	level := slog.LevelInfo
 	if status >= http.StatusInternalServerError {
@@ -141,21 +143,15 @@ type addChainResponse struct {
 	Signature  []byte `json:"signature"`  // TLS DigitallySigned
 }
 
-// parseAddChain reads a request body of at most maxBody bytes. Unknown members are ignored as
+// parseAddChain reads a request body. Unknown members are ignored as
 // reference logs do; anything after the object is an error.
 func parseAddChain(body io.Reader) ([][]byte, error) {
 	decoder := json.NewDecoder(body)
 	var request addChainRequest
 	if err := decoder.Decode(&request); err != nil {
-		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-			return nil, fault.New(fault.TooLarge, "body_too_large", nil, "the request body is over %d bytes", tooLarge.Limit)
-		}
 		return nil, fault.New(fault.Invalid, "bad_json", err, "the body is not a JSON object with a chain of base64 certificates")
 	}
 	if _, err := decoder.Token(); err != io.EOF {
-		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-			return nil, fault.New(fault.TooLarge, "body_too_large", nil, "the request body is over %d bytes", tooLarge.Limit)
-		}
 		return nil, fault.New(fault.Invalid, "bad_json", err, "there is data after the JSON object")
 	}
 	return request.Chain, nil
@@ -170,7 +166,12 @@ func (h *Handler) addPreChain(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (h *Handler) addOverHTTP(w http.ResponseWriter, r *http.Request, precert bool) error {
-	chain, err := parseAddChain(http.MaxBytesReader(w, r.Body, maxBody))
+	defer limit.Release(r)
+	body, err := h.body.Read(w, r)
+	if err != nil {
+		return err
+	}
+	chain, err := parseAddChain(bytes.NewReader(body))
 	if err != nil {
 		return err
 	}

@@ -116,6 +116,9 @@ func (h *Handler) getEntries(w http.ResponseWriter, r *http.Request) error {
 	if start > end {
 		return invalid("bad_range", "start %d is after end %d", start, end)
 	}
+	if err := h.callers.Spend(r, 1); err != nil {
+		return err
+	}
 	size := h.size()
 	if start >= size {
 		return invalid("beyond_tree", "start %d is beyond the tree of size %d", start, size)

@@ -29,7 +29,11 @@ func (h *Handler) AddPreChain(ctx context.Context, chain [][]byte) ([]byte, erro
 
 // add logs chain[0] and signs the SCT for the entry that is in the log.
 func (h *Handler) add(ctx context.Context, chain [][]byte, precert bool) (sct, log.Receipt, error) {
-	entry, err := h.verifier.entry(chain, precert)
+	var entry *ctonly.Entry
+	var err error
+	if busy := h.work.Do(ctx, func() { entry, err = h.verifier.entry(chain, precert) }); busy != nil {
+		return sct{}, log.Receipt{}, busy
+	}
 	if err != nil {
 		return sct{}, log.Receipt{}, err
 	}

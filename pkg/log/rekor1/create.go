@@ -25,7 +25,10 @@ func (h *Handler) createEntry(w http.ResponseWriter, r *http.Request) error {
 	if err := checkProposal(proposed, "proposedEntry", ""); err != nil {
 		return err
 	}
-	e, err := entry.Propose(h.kinds, proposed)
+	var e entry.Entry
+	if busy := h.verify.Do(r.Context(), func() { e, err = entry.Propose(h.kinds, proposed) }); busy != nil {
+		return busy
+	}
 	if err != nil {
 		if kind := fault.KindOf(err); kind != fault.Internal {
 			err = fault.New(kind, fault.ReasonOf(err), err, "error processing entry: %s", fault.Public(err))

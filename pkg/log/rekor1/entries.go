@@ -170,6 +170,9 @@ func (h *Handler) retrieveEntries(w http.ResponseWriter, r *http.Request) error 
 	if len(proposals)+len(ids)+len(indexes) > maxRetrieve {
 		return fault.New(fault.Unprocessable, "too_many_queries", nil, "more than max allowed %d entries in request", maxRetrieve)
 	}
+	if err := h.callers.Spend(r, len(proposals)); err != nil {
+		return err
+	}
 	found := []map[string]logEntry{}
 	collect := func(answer map[string]logEntry, err error) error {
 		if err == nil {
@@ -185,7 +188,11 @@ func (h *Handler) retrieveEntries(w http.ResponseWriter, r *http.Request) error 
 		}
 	}
 	for _, p := range proposals {
-		e, err := entry.Propose(h.kinds, p)
+		var e entry.Entry
+		var err error
+		if busy := h.verify.Do(r.Context(), func() { e, err = entry.Propose(h.kinds, p) }); busy != nil {
+			return busy
+		}
 		if err != nil {
 			return err
 		}

@@ -1,7 +1,6 @@
 package rekor1
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 	"github.com/rs/cors"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/log/entry/ijson"
 )
 
@@ -71,6 +71,7 @@ func allowed(r chi.Routes, path string) []string {
 func (h *Handler) serve(path string, op func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		started := h.now()
+		defer limit.Release(r)
 		answer := middleware.NewWrapResponseWriter(w, r.ProtoMajor)
 		if err := op(answer, r); err != nil {
 			h.fail(answer, r, path, err)
@@ -143,8 +144,8 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, path string, err 
 		status, code, reason, text = http.StatusNotImplemented, http.StatusNotImplemented, "search_off", err.Error()
 	case kind == fault.Canceled:
 		text = "client disconnected during request"
-	case status >= http.StatusInternalServerError:
-		w.Header().Set("Retry-After", "1") // POSTs are idempotent, clients may come again
+	case fault.RetryAfter(err) != "":
+		w.Header().Set("Retry-After", fault.RetryAfter(err)) // POSTs are idempotent, clients may come again
 	}
 	level := slog.LevelInfo
 	if status >= http.StatusInternalServerError {
@@ -176,23 +177,14 @@ func (h *Handler) readJSON(w http.ResponseWriter, r *http.Request, name string) 
 	if media, _, err := mime.ParseMediaType(contentType); err != nil || media != "application/json" {
 		return ijson.Value{}, fault.New(fault.Unsupported, "content_type", err, "unsupported media type %q, only [application/json] are allowed", contentType)
 	}
-	var body bytes.Buffer
-	if r.ContentLength > 0 && r.ContentLength <= h.maxBody {
-		body.Grow(int(min(r.ContentLength, 1<<20)) + bytes.MinRead)
+	body, err := h.body.Read(w, r)
+	if err != nil {
+		return ijson.Value{}, err
 	}
-	if _, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, h.maxBody)); err != nil {
-		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-			return ijson.Value{}, fault.New(fault.TooLarge, "body_too_large", nil, "Request Entity Too Large: the body is over %d bytes", tooLarge.Limit)
-		}
-		if r.Context().Err() != nil {
-			return ijson.Value{}, r.Context().Err()
-		}
-		return ijson.Value{}, fault.New(fault.Invalid, "body_unreadable", err, "the request body could not be read")
-	}
-	if body.Len() == 0 {
+	if len(body) == 0 {
 		return ijson.Value{}, schema(codeRequired, "%s in body is required", name)
 	}
-	v, err := ijson.Parse(body.Bytes())
+	v, err := ijson.Parse(body)
 	if err == nil && v.Kind != ijson.Object {
 		err = errors.New("it is not a JSON object")
 	}

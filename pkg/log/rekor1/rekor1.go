@@ -28,12 +28,13 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/entry"
 )
 
-// DefaultMaxBody is the limit of a request's body: an attestation of some tens of megabytes is legitimate.
+// DefaultMaxBody is what a request's body may have in bytes unless Options.Body says otherwise: an attestation of some tens of megabytes is legitimate.
 const DefaultMaxBody = 64 << 20
 
 // Log is what this package needs of a Rekor v1 log; *log.Log has it.
@@ -64,7 +65,9 @@ type Index interface {
 type Options struct {
 	Log     Log
 	Index   Index // nil: search answers 501
-	MaxBody int64 // bytes of a request's body; 0 means DefaultMaxBody
+	Body    limit.Body
+	Callers *limit.Callers // pays for retrieve and search; nil: no budgets
+	Verify  *limit.Work    // checks what is submitted; nil: as many at once as there are requests
 	// Kinds are the entry kinds to take; the zero value is the defaults. Entries of other kinds stay readable.
 	Kinds  entry.Kinds
 	Logger *slog.Logger
@@ -77,7 +80,9 @@ type Options struct {
 type Handler struct {
 	log       Log
 	index     Index
-	maxBody   int64
+	body      limit.Body
+	callers   *limit.Callers
+	verify    *limit.Work
 	kinds     entry.Kinds
 	logger    *slog.Logger
 	now       func() time.Time
@@ -96,8 +101,8 @@ func New(opts Options) (*Handler, error) {
 	if opts.Log.TreeID() <= 0 {
 		return nil, fmt.Errorf("rekor1: tree ID %d is not positive", opts.Log.TreeID())
 	}
-	if opts.MaxBody == 0 {
-		opts.MaxBody = DefaultMaxBody
+	if opts.Body.Max == 0 {
+		opts.Body.Max = DefaultMaxBody
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
@@ -112,7 +117,8 @@ func New(opts Options) (*Handler, error) {
 	}
 	logID := opts.Log.LogID()
 	h := &Handler{
-		log: opts.Log, index: opts.Index, maxBody: opts.MaxBody, kinds: opts.Kinds, logger: opts.Logger, now: opts.Now, metrics: metrics,
+		log: opts.Log, index: opts.Index, body: opts.Body, callers: opts.Callers, verify: opts.Verify, kinds: opts.Kinds,
+		logger: opts.Logger, now: opts.Now, metrics: metrics,
 		logID: hex.EncodeToString(logID[:]), publicKey: pem, treeID: opts.Log.TreeID(),
 	}
 	h.router = h.newRouter()

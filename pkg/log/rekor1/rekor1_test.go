@@ -29,6 +29,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/entry"
 	"github.com/attestry/attestry/pkg/log/index"
@@ -96,7 +97,7 @@ func newService(t testing.TB) *service {
 		t.Fatal(err)
 	}
 	s := &service{log: l, index: x, faults: &faultyLog{Log: l}}
-	h, err := New(Options{Log: s.faults, Index: x, MaxBody: 1 << 20, Logger: logger, Registerer: prometheus.NewRegistry()})
+	h, err := New(Options{Log: s.faults, Index: x, Body: limit.Body{Max: 1 << 20}, Logger: logger, Registerer: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
 	}

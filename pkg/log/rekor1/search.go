@@ -43,6 +43,9 @@ func (h *Handler) searchIndex(w http.ResponseWriter, r *http.Request) error {
 	if len(keys) == 0 {
 		return writeJSON(w, http.StatusOK, ids)
 	}
+	if err := h.callers.Spend(r, len(keys)); err != nil {
+		return err
+	}
 	indexes, err := h.index.Search(r.Context(), keys, all, maxFound)
 	if err != nil {
 		return err

@@ -1,7 +1,6 @@
 package rekor2
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +17,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/limit"
 )
 
 // indexHeader names the index of the entry that a duplicate is of.
@@ -52,6 +52,7 @@ func (h *Handler) newRouter() http.Handler {
 func (h *Handler) serve(path string, op func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		started := h.opts.Now()
+		defer limit.Release(r)
 		answer := middleware.NewWrapResponseWriter(w, r.ProtoMajor)
 		if err := op(answer, r); err != nil {
 			h.fail(answer, r, path, err)
@@ -73,7 +74,7 @@ func (e methodError) Error() string { return "Method Not Allowed" }
 // postEntry serves POST /api/v2/log/entries. The body is a CreateEntryRequest in protobuf's JSON, whatever its
 // Content-Type; unknown members are refused, as upstream does.
 func (h *Handler) postEntry(w http.ResponseWriter, r *http.Request) error {
-	body, err := h.readBody(w, r)
+	body, err := h.opts.Body.Read(w, r)
 	if err != nil {
 		return err
 	}
@@ -91,23 +92,6 @@ func (h *Handler) postEntry(w http.ResponseWriter, r *http.Request) error {
 	}
 	write(w, "application/json", http.StatusCreated, out) // Go's and Java's clients take 200 for a failure
 	return nil
-}
-
-func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	var body bytes.Buffer
-	if r.ContentLength > 0 && r.ContentLength <= h.opts.MaxBody {
-		body.Grow(int(min(r.ContentLength, 1<<20)) + bytes.MinRead)
-	}
-	if _, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, h.opts.MaxBody)); err != nil {
-		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-			return nil, fault.New(fault.TooLarge, "body_too_large", nil, "the request body is over %d bytes", tooLarge.Limit)
-		}
-		if r.Context().Err() != nil {
-			return nil, r.Context().Err()
-		}
-		return nil, fault.New(fault.Invalid, "body_unreadable", err, "the request body could not be read")
-	}
-	return body.Bytes(), nil
 }
 
 // getCheckpoint serves GET [/api/v2]/checkpoint.
@@ -157,8 +141,10 @@ func outcome(err error) (status int, code codes.Code, reason, text string) {
 	switch kind {
 	case fault.Invalid, fault.Unprocessable, fault.Unsupported:
 		status, code = http.StatusBadRequest, codes.InvalidArgument
-	case fault.TooLarge:
+	case fault.TooLarge, fault.Limited:
 		code = codes.ResourceExhausted
+	case fault.Slow:
+		code = codes.DeadlineExceeded
 	case fault.NotFound:
 		code = codes.NotFound
 	case fault.Frozen:
@@ -190,8 +176,8 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, path string, err 
 	case fault.KindOf(err) == fault.Frozen:
 		write(w, "text/plain; charset=utf-8", status, []byte(text+"\n"))
 		return
-	case status >= http.StatusInternalServerError:
-		w.Header().Set("Retry-After", "1") // POSTs are idempotent, clients may come again
+	case fault.RetryAfter(err) != "":
+		w.Header().Set("Retry-After", fault.RetryAfter(err)) // POSTs are idempotent, clients may come again
 	}
 	body, err := json.Marshal(struct {
 		Code    codes.Code `json:"code"`

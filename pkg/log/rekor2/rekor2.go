@@ -24,13 +24,14 @@ import (
 	rekorpb "github.com/sigstore/rekor-tiles/v2/pkg/generated/protobuf"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/entry"
 )
 
 //lint:file-ignore SA1019 clients in use send the deprecated dsseRequestV002
 
-// DefaultMaxBody is the limit of a request's body, upstream's.
+// DefaultMaxBody is what a request's body may have in bytes unless Options.Body says otherwise: upstream's limit.
 const DefaultMaxBody = 4 << 20
 
 // Log is what this package needs of a Rekor v2 log; *log.Log has it.
@@ -48,8 +49,9 @@ type Log interface {
 
 // Options are a handler's parts.
 type Options struct {
-	Log     Log
-	MaxBody int64 // bytes of a request's body; 0 means DefaultMaxBody
+	Log    Log
+	Body   limit.Body
+	Verify *limit.Work // checks what is submitted; nil: as many at once as there are requests
 	// RefuseDSSE answers 400 to dsseRequestV002, as upstream does since 2.3. Taken by default:
 	// cosign 2.6 and 3.0 and sigstore-js send it and verify it, newer verifiers refuse the entry.
 	RefuseDSSE bool
@@ -75,8 +77,8 @@ func New(opts Options) (*Handler, error) {
 	if opts.Log == nil || opts.Logger == nil {
 		return nil, errors.New("rekor2: Log and Logger are required")
 	}
-	if opts.MaxBody == 0 {
-		opts.MaxBody = DefaultMaxBody
+	if opts.Body.Max == 0 {
+		opts.Body.Max = DefaultMaxBody
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
@@ -110,7 +112,11 @@ func (e conflictError) Error() string {
 
 // createEntry adds what req holds, if it is not there yet, and returns it once a signed checkpoint covers it.
 func (h *Handler) createEntry(ctx context.Context, req *rekorpb.CreateEntryRequest) (*rekorv1.TransparencyLogEntry, error) {
-	e, err := h.verify(ctx, req)
+	var e entry.Entry
+	var err error
+	if busy := h.opts.Verify.Do(ctx, func() { e, err = h.verify(ctx, req) }); busy != nil {
+		return nil, busy
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -48,6 +48,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/tiles"
 )
@@ -103,7 +104,7 @@ func newHouse(t testing.TB, key crypto.Signer, change func(*Options)) *house {
 		t.Fatal(err)
 	}
 	s := &house{log: l, faults: &faultyLog{Log: l}}
-	opts := Options{Log: s.faults, MaxBody: 1 << 20, Logger: logger, Registerer: prometheus.NewRegistry()}
+	opts := Options{Log: s.faults, Body: limit.Body{Max: 1 << 20}, Logger: logger, Registerer: prometheus.NewRegistry()}
 	if change != nil {
 		change(&opts)
 	}
@@ -465,7 +466,7 @@ func TestRefusals(t *testing.T) {
 		{"trailing data", entries, good + "{}", 400, 3, "invalid request"},
 		{"a forged signature", entries, toJSON(t, request(forged)), 400, 3, "verifying signature"},
 		{"key details that are not the key's default", entries, toJSON(t, details), 400, 3, "keyDetails must be PKIX_ECDSA_P256_SHA_256 for this key, not PKIX_ECDSA_P384_SHA_384"},
-		{"a body over the limit", entries, `{"x":"` + strings.Repeat("x", 1<<20) + `"}`, 413, 8, "the request body is over 1048576 bytes"},
+		{"a body over the limit", entries, `{"x":"` + strings.Repeat("x", 1<<20) + `"}`, 413, 8, "Request Entity Too Large: the body is over 1048576 bytes"},
 		{"the wrong method", "GET /api/v2/log/entries", "", 405, 12, "Method Not Allowed"},
 		{"writing a tile", "PUT /tile/0/000", "", 405, 12, "Method Not Allowed"},
 		{"a tile beyond the tree", "GET /tile/0/000", "", 404, 5, "does not reach there"},
