@@ -27,8 +27,6 @@ type Submission struct {
 	// Keys are search keys that cannot be derived from Data, such as the subjects of a DSSE
 	// statement. They are durable before the leaf is.
 	Keys []string
-	// Extra is kept beside the leaf, durably before it is in the tree: extra_data of plain CT entries.
-	Extra []byte
 }
 
 // Leaf is an entry in its place.
@@ -39,7 +37,6 @@ type Leaf struct {
 	LeafHash       [32]byte
 	IntegratedUnix int64 // Rekor v1 only, seconds
 	Keys           []string
-	Extra          []byte // what Submission.Extra was
 }
 
 // parsedLeaf is one element of an entry bundle.
