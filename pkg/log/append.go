@@ -31,8 +31,8 @@ var errRecovering = fault.New(fault.Unavailable, "log_recovering", nil,
 // Add returns once the entry stands durably in a signed tree. The same identity is one leaf, however
 // often and from however many goroutines it is added: all but the first get Duplicate.
 // Errors: fault.Overloaded when too many entries wait, fault.Unavailable while the log
-// recovers, shuts down or has halted, fault.TooLarge over MaxEntry; ctx.Err() when the caller
-// leaves, though the entry may still be added.
+// recovers, shuts down or has halted, fault.Frozen for good after Freeze, fault.TooLarge over MaxEntry;
+// ctx.Err() when the caller leaves, though the entry may still be added.
 func (l *Log) Add(ctx context.Context, sub Submission) (Receipt, error) {
 	if len(sub.Data) > MaxEntry {
 		return Receipt{}, fault.New(fault.TooLarge, "entry_too_large", nil,
@@ -64,6 +64,9 @@ func (l *Log) join(sub Submission) (p *pending, first bool, err error) {
 	}
 	if l.stopped != nil {
 		return nil, false, l.stopped
+	}
+	if l.frozen {
+		return nil, false, errFrozen
 	}
 	p = &pending{sub: sub, received: l.opts.Now(), done: make(chan struct{})}
 	if l.opts.Queued {

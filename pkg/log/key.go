@@ -215,10 +215,11 @@ func (k *fencedKey) signHeadLocked(record Record, now time.Time) (TreeHead, erro
 }
 
 // set signs a Rekor v1 promise. Its payload is the RFC 8785 form of exactly these four
-// members; base64 and hex need no escaping, so it is written down directly.
-func (k *fencedKey) set(index uint64, body []byte, integratedUnix int64) ([]byte, error) {
-	if record := k.record(); k.kind != Rekor1 || index >= record.Size {
-		return nil, fmt.Errorf("refusing to sign a SET for index %d of a tree of size %d", index, record.Size)
+// members; base64 and hex need no escaping, so it is written down directly. Its index counts
+// through all shards of the log, of which this one begins at first.
+func (k *fencedKey) set(first, index uint64, body []byte, integratedUnix int64) ([]byte, error) {
+	if record := k.record(); k.kind != Rekor1 || index < first || index-first >= record.Size {
+		return nil, fmt.Errorf("refusing to sign a SET for index %d of a tree of size %d that begins at %d", index, record.Size, first)
 	}
 	payload := make([]byte, 0, len(body)*4/3+160)
 	payload = append(payload, `{"body":"`...)

@@ -65,7 +65,10 @@ type Options struct {
 	Origin string // first line of checkpoints
 	Name   string // signature line's name; for Rekor the host of the base URL
 	TreeID int64  // Rekor v1 only, positive
-	Dir    string // directory of evidence, and of entries.db when DB is nil
+	// FirstIndex is the virtual index of the first leaf: how many entries the older shards of a
+	// Rekor v1 log hold. SETs carry virtual indexes.
+	FirstIndex uint64
+	Dir        string // directory of evidence, and of entries.db when DB is nil
 	// DB holds the rows; nil for an SQLite file of the log's own. With PostgreSQL and Queued, several processes may
 	// run one log: they share tree, rows and Fence, and one of them at a time appends.
 	DB   *database.DB
@@ -75,6 +78,9 @@ type Options struct {
 	Queued bool
 	Key    crypto.Signer // reached through the fence alone
 	Fence  Fence
+	// Frozen is the last tree of a log that Freeze ended: it takes no entry again, and Open fails when
+	// the tree is another. Nil for a log that grows.
+	Frozen *Record
 	Logger *slog.Logger
 	// Registerer takes the log's metrics; nil for none.
 	Registerer prometheus.Registerer
@@ -131,6 +137,7 @@ type Log struct {
 	grown    chan struct{}         // closed and replaced whenever sealed changes
 	stopped  error                 // why the log takes no entries now; nil when it does
 	closing  bool                  // Close was called: stopped stays
+	frozen   bool                  // Freeze was called, or the log was opened frozen
 
 	idle  chan struct{} // poked when nothing is in flight any more
 	poked chan struct{} // of a queued log: there may be something new in the database
@@ -175,6 +182,11 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		inFlight: map[[32]byte]*pending{}, grown: make(chan struct{}),
 		idle: make(chan struct{}, 1), poked: make(chan struct{}, 1), patience: patience,
 	}
+	if opts.Frozen != nil {
+		if err := l.checkFinal(ctx); err != nil {
+			return nil, errors.Join(fmt.Errorf("opening log %s: %w", opts.Label, err), rows.close())
+		}
+	}
 	start, run := l.recover, l.run
 	if opts.Queued {
 		start, run = l.attend, l.runQueued
@@ -199,7 +211,7 @@ func (l *Log) Close() error {
 	return l.rows.close()
 }
 
-// Ready returns nil when the log takes entries, else why it does not.
+// Ready returns nil when the log takes entries, or is frozen and could be read; else why it does not.
 func (l *Log) Ready() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -238,9 +250,9 @@ func (l *Log) PublicKey() crypto.PublicKey { return l.key.signer.Public() }
 // TreeID is a Rekor v1 log's tree ID.
 func (l *Log) TreeID() int64 { return l.opts.TreeID }
 
-// SignSET signs Rekor v1's promise for the entry at index: ECDSA, DER.
-func (l *Log) SignSET(_ context.Context, index uint64, body []byte, integratedUnix int64) ([]byte, error) {
-	return l.key.set(index, body, integratedUnix)
+// SignSET signs Rekor v1's promise for the entry at a virtual index (FirstIndex + index in this tree): ECDSA, DER.
+func (l *Log) SignSET(_ context.Context, virtualIndex uint64, body []byte, integratedUnix int64) ([]byte, error) {
+	return l.key.set(l.opts.FirstIndex, virtualIndex, body, integratedUnix)
 }
 
 // SignSCT signs an SCT for the leaf at index: ECDSA, DER (RFC 6962, section 3.2).

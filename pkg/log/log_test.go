@@ -36,6 +36,8 @@ type house struct {
 	dir  string
 	kind log.Kind
 	key  crypto.Signer
+	// final is the tree of a log that was frozen; nil for one that grows.
+	final *log.Record
 
 	queued   bool   // fed from the database
 	postgres string // URI of the database; "" for SQLite
@@ -105,7 +107,7 @@ func (h *house) open() error {
 func (h *house) options() log.Options {
 	opts := log.Options{
 		Kind: h.kind, Label: "test", Origin: "log.example", Name: "log.example", Dir: h.dir,
-		Tree: h.tree, Key: h.key, Fence: h.fence, Logger: slog.New(slog.DiscardHandler),
+		Tree: h.tree, Key: h.key, Fence: h.fence, Frozen: h.final, Logger: slog.New(slog.DiscardHandler),
 	}
 	opts.Queued, opts.DB = h.queued, h.db
 	if h.kind == log.Rekor1 {

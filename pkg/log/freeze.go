@@ -1,0 +1,71 @@
+package log
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/attestry/attestry/internal/fault"
+)
+
+// errFrozen has the words of reference rekor-tiles, which operators search for.
+var errFrozen = fault.New(fault.Frozen, "log_frozen", nil, "This log has been frozen, please switch to the latest log.")
+
+// Freeze ends the log's growth: Add answers fault.Frozen from the call on, entries in flight are finished,
+// and the tree that has them all is returned with its signature. It stays readable. The caller
+// makes the end durable: it keeps size and root, and opens the log with Options.Frozen from then on.
+//
+// After an error the log still takes no entries. fault.Unavailable says that it recovers from a fault or has
+// halted: the tree is not final then, and Freeze is to be called again.
+func (l *Log) Freeze(ctx context.Context) (*Checkpoint, error) {
+	l.mu.Lock()
+	l.frozen = true
+	var waiting []*pending
+	for _, p := range l.inFlight {
+		waiting = append(waiting, p)
+	}
+	l.mu.Unlock()
+	for _, p := range waiting {
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	// Whoever was answered stands in the sealed tree. A fault answers with an error and may leave leaves
+	// behind that recovery has yet to seal; stopped was set before.
+	if err := l.Ready(); err != nil {
+		return nil, fault.New(fault.Unavailable, "log_not_final", err, "the log cannot be frozen now")
+	}
+	cp := l.Checkpoint()
+	size, err := l.opts.Tree.Size(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("freezing log %s: reading the tree's size: %w", l.opts.Label, err)
+	}
+	if size != cp.Size {
+		return nil, fault.New(fault.Unavailable, "log_not_final", nil, "the log cannot be frozen now: its tree has %d entries, %d of them signed", size, cp.Size)
+	}
+	l.opts.Logger.Info("the log is frozen", "size", cp.Size, "root", fmt.Sprintf("%x", cp.Root))
+	return cp, nil
+}
+
+// checkFinal holds the tree of a frozen log against what was recorded when it was frozen, before anything
+// is signed.
+func (l *Log) checkFinal(ctx context.Context) error {
+	final := l.opts.Frozen
+	size, err := l.opts.Tree.Size(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the tree's size: %w", err)
+	}
+	if size != final.Size {
+		return fmt.Errorf("the log was frozen with %d entries and its tree has %d", final.Size, size)
+	}
+	root, err := newView(l.opts.Tree, l.tiles, size).root(ctx)
+	if err != nil {
+		return err
+	}
+	if root != final.Root {
+		return fmt.Errorf("the log was frozen at size %d with root %x, its tree has root %x", size, final.Root, root)
+	}
+	l.frozen = true
+	return nil
+}
