@@ -153,7 +153,7 @@ func (l *Logs) serveRekor1(ctx context.Context, opened *log.Log, bounds bounds) 
 		return err
 	}
 	l.rekor1, err = rekor1.New(rekor1.Options{
-		Log: opened, Index: l.index, Body: bounds.body(l.opts.Limits.Rekor1Body), Callers: bounds.callers, Verify: bounds.verify,
+		Shards: []rekor1.Shard{{Log: opened, Index: l.index}}, Body: bounds.body(l.opts.Limits.Rekor1Body), Callers: bounds.callers, Verify: bounds.verify,
 		Logger: l.opts.Logger, Registerer: l.opts.Registerer,
 	})
 	return err

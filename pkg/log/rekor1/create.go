@@ -16,8 +16,12 @@ import (
 const entriesPath = "/api/v1/log/entries"
 
 // createEntry serves POST /api/v1/log/entries. It answers once the entry stands in a signed tree;
-// a duplicate gets 409 when the entry that is there can be read.
+// a duplicate in the active shard gets 409 when the entry that is there can be read. Without an active
+// shard the answer is 405 in the API's shape: the operation is gone for good, where 501 is one switched off.
 func (h *Handler) createEntry(w http.ResponseWriter, r *http.Request) error {
+	if h.shards.Load().frozen {
+		return errFrozen
+	}
 	proposed, err := h.readJSON(w, r, "proposedEntry")
 	if err != nil {
 		return err
@@ -35,17 +39,17 @@ func (h *Handler) createEntry(w http.ResponseWriter, r *http.Request) error {
 		}
 		return err
 	}
-	receipt, err := h.log.Add(r.Context(), log.Submission{Identity: e.LeafHash, Data: e.Body, Keys: e.SubmittedKeys})
+	s, receipt, err := h.add(r.Context(), log.Submission{Identity: e.LeafHash, Data: e.Body, Keys: e.SubmittedKeys})
 	if err != nil {
 		return err
 	}
-	id := h.entryID(e.LeafHash)
+	id := s.entryID(e.LeafHash)
 	if receipt.Duplicate {
 		return conflictError{id}
 	}
 	h.metrics.added()
 	leaf := log.Leaf{Index: receipt.Index, Data: e.Body, LeafHash: e.LeafHash, IntegratedUnix: receipt.IntegratedUnix}
-	answer, err := h.logEntry(r.Context(), leaf, receipt.Checkpoint)
+	answer, err := s.logEntry(r.Context(), leaf, receipt.Checkpoint)
 	if err != nil {
 		return err
 	}
@@ -53,7 +57,7 @@ func (h *Handler) createEntry(w http.ResponseWriter, r *http.Request) error {
 	// quoted; sigstore-java appends Location to its base URL, so it is a path.
 	w.Header().Set("ETag", id)
 	w.Header().Set("Location", entriesPath+"/"+id)
-	h.logger.InfoContext(r.Context(), "rekor v1 entry added", "index", receipt.Index, "kind", e.Kind, "version", e.Version, "leafHash", fmt.Sprintf("%x", e.LeafHash))
+	h.logger.InfoContext(r.Context(), "rekor v1 entry added", "index", s.first+receipt.Index, "treeID", s.treeID, "kind", e.Kind, "version", e.Version, "leafHash", fmt.Sprintf("%x", e.LeafHash))
 	return writeJSON(w, http.StatusCreated, answer)
 }
 

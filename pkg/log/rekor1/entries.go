@@ -41,17 +41,18 @@ type inclusionProof struct {
 }
 
 // logEntry returns the leaf as {entryID: LogEntry}, proved in the tree of cp.
-func (h *Handler) logEntry(ctx context.Context, leaf log.Leaf, cp *log.Checkpoint) (map[string]logEntry, error) {
-	hashes, err := h.log.InclusionProof(ctx, leaf.Index, cp.Size)
+func (s *shard) logEntry(ctx context.Context, leaf log.Leaf, cp *log.Checkpoint) (map[string]logEntry, error) {
+	hashes, err := s.log.InclusionProof(ctx, leaf.Index, cp.Size)
 	if err != nil {
 		return nil, err
 	}
-	set, err := h.log.SignSET(ctx, leaf.Index, leaf.Data, leaf.IntegratedUnix)
+	virtual := s.first + leaf.Index
+	set, err := s.log.SignSET(ctx, virtual, leaf.Data, leaf.IntegratedUnix)
 	if err != nil {
 		return nil, err
 	}
-	return map[string]logEntry{h.entryID(leaf.LeafHash): {
-		Body: leaf.Data, IntegratedTime: leaf.IntegratedUnix, LogID: h.logID, LogIndex: leaf.Index,
+	return map[string]logEntry{s.entryID(leaf.LeafHash): {
+		Body: leaf.Data, IntegratedTime: leaf.IntegratedUnix, LogID: s.logID, LogIndex: virtual,
 		Verification: verification{
 			InclusionProof: inclusionProof{
 				Checkpoint: string(cp.Note), Hashes: hexAll(hashes), LogIndex: leaf.Index,
@@ -70,54 +71,86 @@ func hexAll(hashes [][]byte) []string {
 	return out
 }
 
-// at returns the entry at index, or fault.NotFound.
-func (h *Handler) at(ctx context.Context, index uint64) (map[string]logEntry, error) {
-	cp := h.log.Checkpoint()
+// at returns the entry at a virtual index, or fault.NotFound.
+func (h *Handler) at(ctx context.Context, virtual uint64) (map[string]logEntry, error) {
+	s := h.shards.Load().resolve(virtual)
+	return s.at(ctx, virtual-s.first)
+}
+
+// at returns the entry at index of the shard's tree, or fault.NotFound.
+func (s *shard) at(ctx context.Context, index uint64) (map[string]logEntry, error) {
+	cp := s.log.Checkpoint()
 	if index >= cp.Size {
 		return nil, fault.New(fault.NotFound, "index_beyond_tree", nil, "index %d is beyond the tree", index)
 	}
-	leaf, err := h.log.Leaf(ctx, index)
+	leaf, err := s.log.Leaf(ctx, index)
 	if err != nil {
 		return nil, err
 	}
-	return h.logEntry(ctx, leaf, cp)
+	return s.logEntry(ctx, leaf, cp)
 }
 
-// named returns the entry that a UUID or an entry ID names, or fault.NotFound.
-func (h *Handler) named(ctx context.Context, id string) (map[string]logEntry, error) {
-	leafHash, err := h.parseID(id)
+// leaf returns the entry with this leaf hash, or fault.NotFound.
+func (s *shard) leaf(ctx context.Context, leafHash [32]byte) (map[string]logEntry, error) {
+	index, err := s.log.IndexOf(ctx, leafHash)
 	if err != nil {
 		return nil, err
 	}
-	index, err := h.log.IndexOf(ctx, leafHash)
-	if err != nil {
-		return nil, err
-	}
-	return h.at(ctx, index)
+	return s.at(ctx, index)
 }
 
-// parseID returns the leaf hash in a UUID (64 hex digits) or an entry ID (80) of this tree.
-func (h *Handler) parseID(id string) ([32]byte, error) {
-	var leafHash [32]byte
+// named returns the entries that an ID names: one in the tree of an entry ID, or those with the UUID, of the
+// active tree first and then of the newest, at most max. None is fault.NotFound.
+func (h *Handler) named(ctx context.Context, id string, max int) ([]map[string]logEntry, error) {
+	set := h.shards.Load()
+	leafHash, tree, err := parseID(id)
+	if err != nil {
+		return nil, err
+	}
+	where := set.newestFirst()
+	if tree != 0 {
+		s := set.byTree(tree)
+		if s == nil {
+			return nil, fault.New(fault.NotFound, "tree_unknown", nil, "no log range found for tree ID %d", tree)
+		}
+		where = []*shard{s}
+	}
+	var found []map[string]logEntry
+	for _, s := range where {
+		answer, err := s.leaf(ctx, leafHash)
+		if fault.KindOf(err) == fault.NotFound {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if found = append(found, answer); len(found) == max {
+			break
+		}
+	}
+	if len(found) == 0 {
+		return nil, fault.New(fault.NotFound, "leaf_unknown", nil, "no leaf has this hash")
+	}
+	return found, nil
+}
+
+// parseID returns the leaf hash in a UUID (64 hex digits), and in an entry ID (80) also the tree's ID; 0 stands for none.
+func parseID(id string) (leafHash [32]byte, tree int64, err error) {
 	uuid := id
 	if len(id) == 80 {
 		uuid = id[16:]
 	}
 	raw, err := hex.DecodeString(uuid)
 	if err != nil || len(raw) != len(leafHash) {
-		return leafHash, fault.New(fault.Invalid, "bad_uuid", err, "invalid entryID %s", id)
+		return leafHash, 0, fault.New(fault.Invalid, "bad_uuid", err, "invalid entryID %s", id)
 	}
 	copy(leafHash[:], raw)
 	if len(id) == 80 {
-		tree, err := strconv.ParseInt(id[:16], 16, 64)
-		if err != nil || tree == 0 {
-			return leafHash, fault.New(fault.Invalid, "bad_tree_id", err, "invalid entryID %s: %s is not a valid TreeID", id, id[:16])
-		}
-		if tree != h.treeID {
-			return leafHash, fault.New(fault.NotFound, "tree_unknown", nil, "no log range found for tree ID %d", tree)
+		if tree, err = strconv.ParseInt(id[:16], 16, 64); err != nil || tree == 0 {
+			return leafHash, 0, fault.New(fault.Invalid, "bad_tree_id", err, "invalid entryID %s: %s is not a valid TreeID", id, id[:16])
 		}
 	}
-	return leafHash, nil
+	return leafHash, tree, nil
 }
 
 func isID(id string) bool {
@@ -147,17 +180,18 @@ func (h *Handler) entryByUUID(w http.ResponseWriter, r *http.Request) error {
 	if !isID(id) {
 		return schema(codePattern, "entryUUID in path should match '%s'", idPattern)
 	}
-	answer, err := h.named(r.Context(), id)
+	found, err := h.named(r.Context(), id, 1)
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, answer)
+	return writeJSON(w, http.StatusOK, found[0])
 }
 
 const idPattern = "^([0-9a-fA-F]{64}|[0-9a-fA-F]{80})$"
 
 // retrieveEntries serves POST /api/v1/log/entries/retrieve: entries by ID, by index, or by the
-// submission that would make them. What is not there is left out.
+// submission that would make them. A UUID or a submission that several shards hold is answered from each, as
+// upstream does. What is not there is left out.
 func (h *Handler) retrieveEntries(w http.ResponseWriter, r *http.Request) error {
 	query, err := h.readJSON(w, r, "entry")
 	if err != nil {
@@ -174,16 +208,15 @@ func (h *Handler) retrieveEntries(w http.ResponseWriter, r *http.Request) error 
 		return err
 	}
 	found := []map[string]logEntry{}
-	collect := func(answer map[string]logEntry, err error) error {
-		if err == nil {
-			found = append(found, answer)
-		} else if fault.KindOf(err) != fault.NotFound {
-			return err
+	collect := func(answers []map[string]logEntry, err error) error {
+		if fault.KindOf(err) == fault.NotFound {
+			return nil
 		}
-		return nil
+		found = append(found, answers...)
+		return err
 	}
 	for _, id := range ids {
-		if err := collect(h.named(r.Context(), id)); err != nil {
+		if err := collect(h.named(r.Context(), id, maxRetrieve)); err != nil {
 			return err
 		}
 	}
@@ -196,12 +229,13 @@ func (h *Handler) retrieveEntries(w http.ResponseWriter, r *http.Request) error 
 		if err != nil {
 			return err
 		}
-		if err := collect(h.named(r.Context(), hex.EncodeToString(e.LeafHash[:]))); err != nil {
+		if err := collect(h.named(r.Context(), hex.EncodeToString(e.LeafHash[:]), maxRetrieve)); err != nil {
 			return err
 		}
 	}
 	for _, index := range indexes {
-		if err := collect(h.at(r.Context(), index)); err != nil {
+		answer, err := h.at(r.Context(), index)
+		if err := collect([]map[string]logEntry{answer}, err); err != nil {
 			return err
 		}
 	}

@@ -142,6 +142,8 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, path string, err 
 		w.Header().Set("Location", entriesPath+"/"+conflict.entryID)
 	case errors.Is(err, noSearchError{}):
 		status, code, reason, text = http.StatusNotImplemented, http.StatusNotImplemented, "search_off", err.Error()
+	case kind == fault.Frozen:
+		w.Header().Set("Allow", "GET")
 	case kind == fault.Canceled:
 		text = "client disconnected during request"
 	case fault.RetryAfter(err) != "":

@@ -12,24 +12,24 @@
 //	POST /api/v1/index/retrieve              200 array of entry IDs
 //	GET  /ping                               200 "."
 //
-// An entry's UUID is its leaf hash in hex; its entry ID is the tree ID in 16 hex digits and the UUID.
+// An entry's UUID is its leaf hash in hex; its entry ID is the tree ID in 16 hex digits and the UUID. Several
+// trees may follow each other behind one API (shards.go): logIndex counts through them all.
 package rekor1
 
 import (
 	"context"
 	"crypto"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/attestry/attestry/internal/limit"
-	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/entry"
 )
@@ -48,8 +48,9 @@ type Log interface {
 	Leaf(ctx context.Context, index uint64) (log.Leaf, error)
 	// IndexOf returns fault.NotFound for a leaf that the signed tree does not have.
 	IndexOf(ctx context.Context, leafHash [32]byte) (uint64, error)
-	// SignSET returns a DER ECDSA signature over the JCS form of body, integratedTime, logID and logIndex.
-	SignSET(ctx context.Context, index uint64, body []byte, integratedUnix int64) ([]byte, error)
+	// SignSET returns a DER ECDSA signature over the JCS form of body, integratedTime, logID and logIndex,
+	// which is the virtual index.
+	SignSET(ctx context.Context, virtualIndex uint64, body []byte, integratedUnix int64) ([]byte, error)
 	LogID() [32]byte
 	PublicKey() crypto.PublicKey
 	TreeID() int64
@@ -63,8 +64,8 @@ type Index interface {
 
 // Options are a handler's parts.
 type Options struct {
-	Log     Log
-	Index   Index // nil: search answers 501
+	Shards  []Shard // oldest first; the last takes entries, the others must be frozen
+	Frozen  bool    // the last is frozen too: submissions get 405
 	Body    limit.Body
 	Callers *limit.Callers // pays for retrieve and search; nil: no budgets
 	Verify  *limit.Work    // checks what is submitted; nil: as many at once as there are requests
@@ -78,28 +79,21 @@ type Options struct {
 
 // Handler serves the API.
 type Handler struct {
-	log       Log
-	index     Index
-	body      limit.Body
-	callers   *limit.Callers
-	verify    *limit.Work
-	kinds     entry.Kinds
-	logger    *slog.Logger
-	now       func() time.Time
-	metrics   *metrics
-	router    http.Handler
-	logID     string // hex
-	publicKey []byte // PEM
-	treeID    int64
+	shards  atomic.Pointer[shards]
+	body    limit.Body
+	callers *limit.Callers
+	verify  *limit.Work
+	kinds   entry.Kinds
+	logger  *slog.Logger
+	now     func() time.Time
+	metrics *metrics
+	router  http.Handler
 }
 
-// New returns a handler of one log.
+// New returns a handler of the shards.
 func New(opts Options) (*Handler, error) {
-	if opts.Log == nil || opts.Logger == nil {
-		return nil, errors.New("rekor1: Log and Logger are required")
-	}
-	if opts.Log.TreeID() <= 0 {
-		return nil, fmt.Errorf("rekor1: tree ID %d is not positive", opts.Log.TreeID())
+	if opts.Logger == nil {
+		return nil, errors.New("rekor1: Logger is required")
 	}
 	if opts.Body.Max == 0 {
 		opts.Body.Max = DefaultMaxBody
@@ -107,19 +101,16 @@ func New(opts Options) (*Handler, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	pem, err := signer.PublicPEM(opts.Log.PublicKey())
-	if err != nil {
-		return nil, fmt.Errorf("rekor1: encoding the log's public key: %w", err)
-	}
 	metrics, err := newMetrics(opts.Registerer)
 	if err != nil {
 		return nil, fmt.Errorf("rekor1: %w", err)
 	}
-	logID := opts.Log.LogID()
 	h := &Handler{
-		log: opts.Log, index: opts.Index, body: opts.Body, callers: opts.Callers, verify: opts.Verify, kinds: opts.Kinds,
+		body: opts.Body, callers: opts.Callers, verify: opts.Verify, kinds: opts.Kinds,
 		logger: opts.Logger, now: opts.Now, metrics: metrics,
-		logID: hex.EncodeToString(logID[:]), publicKey: pem, treeID: opts.Log.TreeID(),
+	}
+	if err := h.SetShards(opts.Shards, opts.Frozen); err != nil {
+		return nil, err
 	}
 	h.router = h.newRouter()
 	return h, nil
@@ -133,9 +124,4 @@ func (h *Handler) Routes(r chi.Router) {
 	for _, path := range []string{"/api/v1/log", "/api/v1/log/*", "/api/v1/index/*", "/ping"} {
 		r.Handle(path, h)
 	}
-}
-
-// entryID names an entry among all shards.
-func (h *Handler) entryID(leafHash [32]byte) string {
-	return fmt.Sprintf("%016x%x", h.treeID, leafHash)
 }

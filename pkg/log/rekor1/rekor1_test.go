@@ -97,7 +97,7 @@ func newService(t testing.TB) *service {
 		t.Fatal(err)
 	}
 	s := &service{log: l, index: x, faults: &faultyLog{Log: l}}
-	h, err := New(Options{Log: s.faults, Index: x, Body: limit.Body{Max: 1 << 20}, Logger: logger, Registerer: prometheus.NewRegistry()})
+	h, err := New(Options{Shards: []Shard{{Log: s.faults, Index: x}}, Body: limit.Body{Max: 1 << 20}, Logger: logger, Registerer: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -534,7 +534,7 @@ func TestFaultsOfTheLog(t *testing.T) {
 
 func TestSearchCanBeOff(t *testing.T) {
 	s := newService(t)
-	h, err := New(Options{Log: s.log, Logger: slog.New(slog.DiscardHandler)})
+	h, err := New(Options{Shards: []Shard{{Log: s.log}}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -547,7 +547,7 @@ func TestSearchCanBeOff(t *testing.T) {
 
 func FuzzRequests(f *testing.F) {
 	s, c := newService(f), newClient(f)
-	h, err := New(Options{Log: s.log, Index: s.index, Logger: slog.New(slog.DiscardHandler)})
+	h, err := New(Options{Shards: []Shard{{Log: s.log, Index: s.index}}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -26,9 +26,10 @@ type noSearchError struct{}
 func (noSearchError) Error() string { return "Search Index API not enabled in this Rekor instance" }
 
 // searchIndex serves POST /api/v1/index/retrieve: the IDs of entries that match one ("or") or
-// all ("and") of hash, email, subject and publicKey.
+// all ("and") of hash, email, subject and publicKey, in all shards.
 func (h *Handler) searchIndex(w http.ResponseWriter, r *http.Request) error {
-	if h.index == nil {
+	set := h.shards.Load()
+	if set.active().index == nil {
 		return noSearchError{}
 	}
 	query, err := h.readJSON(w, r, "query")
@@ -43,22 +44,24 @@ func (h *Handler) searchIndex(w http.ResponseWriter, r *http.Request) error {
 	if len(keys) == 0 {
 		return writeJSON(w, http.StatusOK, ids)
 	}
-	if err := h.callers.Spend(r, len(keys)); err != nil {
+	if err := h.callers.Spend(r, len(keys)*len(set.list)); err != nil {
 		return err
 	}
-	indexes, err := h.index.Search(r.Context(), keys, all, maxFound)
-	if err != nil {
-		return err
-	}
-	if len(indexes) >= maxFound {
-		return fault.New(fault.Unprocessable, "too_many_results", nil, "the search finds %d entries or more; narrow it with operator \"and\"", maxFound)
-	}
-	for _, index := range indexes {
-		leaf, err := h.log.Leaf(r.Context(), index)
+	for _, s := range set.list {
+		indexes, err := s.index.Search(r.Context(), keys, all, maxFound)
 		if err != nil {
-			return fmt.Errorf("reading entry %d that the search found: %w", index, err)
+			return err
 		}
-		ids = append(ids, h.entryID(leaf.LeafHash))
+		if len(ids)+len(indexes) >= maxFound {
+			return fault.New(fault.Unprocessable, "too_many_results", nil, "the search finds %d entries or more; narrow it with operator \"and\"", maxFound)
+		}
+		for _, index := range indexes {
+			leaf, err := s.log.Leaf(r.Context(), index)
+			if err != nil {
+				return fmt.Errorf("reading entry %d of tree %d that the search found: %w", index, s.treeID, err)
+			}
+			ids = append(ids, s.entryID(leaf.LeafHash))
+		}
 	}
 	return writeJSON(w, http.StatusOK, ids)
 }

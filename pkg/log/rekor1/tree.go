@@ -8,20 +8,36 @@ import (
 	"github.com/attestry/attestry/internal/fault"
 )
 
-// logInfo serves GET /api/v1/log.
+// treeInfo describes one tree; the names are of InactiveShardLogInfo.
+type treeInfo struct {
+	RootHash       string `json:"rootHash"`
+	SignedTreeHead string `json:"signedTreeHead"` // a checkpoint
+	TreeID         string `json:"treeID"`         // decimal
+	TreeSize       uint64 `json:"treeSize"`
+}
+
+// info describes the tree of the newest checkpoint, for a frozen one the same at each call.
+func (s *shard) info() treeInfo {
+	cp := s.log.Checkpoint()
+	return treeInfo{hex.EncodeToString(cp.Root[:]), string(cp.Note), s.tree, cp.Size}
+}
+
+// logInfo serves GET /api/v1/log: the active shard, or the newest when all are frozen, and the inactive ones
+// oldest first.
 func (h *Handler) logInfo(w http.ResponseWriter, _ *http.Request) error {
-	cp := h.log.Checkpoint()
+	set := h.shards.Load()
+	inactive := []treeInfo{}
+	for _, s := range set.list[:len(set.list)-1] {
+		inactive = append(inactive, s.info())
+	}
 	return writeJSON(w, http.StatusOK, struct {
-		InactiveShards []struct{} `json:"inactiveShards"`
-		RootHash       string     `json:"rootHash"`
-		SignedTreeHead string     `json:"signedTreeHead"` // a checkpoint
-		TreeID         string     `json:"treeID"`         // decimal
-		TreeSize       uint64     `json:"treeSize"`
-	}{[]struct{}{}, hex.EncodeToString(cp.Root[:]), string(cp.Note), strconv.FormatInt(h.treeID, 10), cp.Size})
+		InactiveShards []treeInfo `json:"inactiveShards"`
+		treeInfo
+	}{inactive, set.active().info()})
 }
 
 // logProof serves GET /api/v1/log/proof: the consistency proof from firstSize to lastSize. Its
-// rootHash is, as upstream's, that of the newest tree; clients verify against checkpoints they hold.
+// rootHash is, as upstream's, that of the shard's newest tree; clients verify against checkpoints they hold.
 func (h *Handler) logProof(w http.ResponseWriter, r *http.Request) error {
 	first := uint64(1)
 	var err error
@@ -38,16 +54,18 @@ func (h *Handler) logProof(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	cp := h.log.Checkpoint()
+	s := h.shards.Load().named(tree)
+	if s == nil {
+		return fault.New(fault.Invalid, "tree_unknown", nil, "no log range found for tree ID %s", tree)
+	}
+	cp := s.log.Checkpoint()
 	switch {
 	case first > last:
 		return fault.New(fault.Invalid, "sizes_reversed", nil, "firstSize(%d) must be less than lastSize(%d)", first, last)
-	case tree != "" && tree != strconv.FormatInt(h.treeID, 10):
-		return fault.New(fault.Invalid, "tree_unknown", nil, "no log range found for tree ID %s", tree)
 	case last > cp.Size:
 		return fault.New(fault.Invalid, "size_beyond_tree", nil, "the tree size requested(%d) was greater than what is currently observable(%d)", last, cp.Size)
 	}
-	hashes, err := h.log.ConsistencyProof(r.Context(), first, last)
+	hashes, err := s.log.ConsistencyProof(r.Context(), first, last)
 	if err != nil {
 		return err
 	}
@@ -63,10 +81,11 @@ func (h *Handler) logPublicKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if tree != "" && tree != strconv.FormatInt(h.treeID, 10) {
+	s := h.shards.Load().named(tree)
+	if s == nil {
 		return fault.New(fault.Invalid, "tree_unknown", nil, "%s is not a valid tree ID and doesn't have an associated public key", tree)
 	}
-	write(w, "application/x-pem-file", http.StatusOK, h.publicKey)
+	write(w, "application/x-pem-file", http.StatusOK, s.publicKey)
 	return nil
 }
 
