@@ -86,7 +86,7 @@ func OpenLogs(ctx context.Context, opts LogsOptions) (l *Logs, err error) {
 				Logger: opts.Logger, Registerer: opts.Registerer, Now: opts.Now,
 			})
 		case log.Rekor2:
-			l.rekor2, err = rekor2.New(rekor2.Options{Log: opened, Body: bounds.body(opts.Limits.Rekor2Body), Verify: bounds.verify, Logger: opts.Logger, Registerer: opts.Registerer})
+			l.rekor2, err = rekor2.New(rekor2.Options{Shards: []rekor2.Log{opened}, Body: bounds.body(opts.Limits.Rekor2Body), Verify: bounds.verify, Logger: opts.Logger, Registerer: opts.Registerer})
 		case log.Rekor1:
 			err = l.serveRekor1(ctx, opened, bounds)
 		}

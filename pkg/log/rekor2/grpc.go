@@ -24,7 +24,7 @@ type service struct {
 // CreateEntry is POST /api/v2/log/entries over gRPC.
 func (s service) CreateEntry(ctx context.Context, req *rekorpb.CreateEntryRequest) (*rekorv1.TransparencyLogEntry, error) {
 	started := s.h.opts.Now()
-	entry, err := s.h.createEntry(ctx, req)
+	entry, err := s.h.createEntry(ctx, authority(ctx), req)
 	httpStatus := http.StatusCreated
 	if err != nil {
 		httpStatus, err = s.fail(ctx, err)

@@ -82,7 +82,7 @@ func (h *Handler) postEntry(w http.ResponseWriter, r *http.Request) error {
 	if err := protojson.Unmarshal(body, req); err != nil {
 		return fault.New(fault.Invalid, "bad_json", err, "invalid request: %v", err)
 	}
-	entry, err := h.createEntry(r.Context(), req)
+	entry, err := h.createEntry(r.Context(), r.Host, req)
 	if err != nil {
 		return err
 	}
@@ -95,10 +95,10 @@ func (h *Handler) postEntry(w http.ResponseWriter, r *http.Request) error {
 }
 
 // getCheckpoint serves GET [/api/v2]/checkpoint.
-func (h *Handler) getCheckpoint(w http.ResponseWriter, _ *http.Request) error {
+func (h *Handler) getCheckpoint(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Cache-Control", cacheNever)
 	w.Header().Set("Access-Control-Allow-Origin", "*")
-	write(w, "text/plain; charset=utf-8", http.StatusOK, h.opts.Log.Checkpoint().Note)
+	write(w, "text/plain; charset=utf-8", http.StatusOK, h.shards.Load().at(r.Host).Checkpoint().Note)
 	return nil
 }
 
@@ -108,12 +108,13 @@ func (h *Handler) getTile(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return noPathError{}
 	}
+	s := h.shards.Load().at(r.Host)
 	var raw []byte
 	var err error
 	if tile.entries {
-		raw, err = h.opts.Log.Bundle(r.Context(), tile.index, tile.width)
+		raw, err = s.Bundle(r.Context(), tile.index, tile.width)
 	} else {
-		raw, err = h.opts.Log.Tile(r.Context(), tile.level, tile.index, tile.width)
+		raw, err = s.Tile(r.Context(), tile.level, tile.index, tile.width)
 	}
 	if err != nil {
 		return err

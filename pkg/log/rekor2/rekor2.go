@@ -7,6 +7,7 @@
 //	GET  /api/v2/tile/entries/<N>[.p/<W>]    entry bundle
 //
 // The reads are served at the root as well (/checkpoint, /tile/…), where generic tlog-tiles tools look.
+// Several logs share the paths and are told apart by host name (hosts.go).
 package rekor2
 
 import (
@@ -15,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -45,11 +47,13 @@ type Log interface {
 	Tile(ctx context.Context, level, index uint64, width int) ([]byte, error)
 	Bundle(ctx context.Context, index uint64, width int) ([]byte, error)
 	LogID() [32]byte
+	// Origin is the first line of checkpoints: the host name that the log answers to.
+	Origin() string
 }
 
 // Options are a handler's parts.
 type Options struct {
-	Log    Log
+	Shards []Log // oldest first; requests for an unknown host name reach the last
 	Body   limit.Body
 	Verify *limit.Work // checks what is submitted; nil: as many at once as there are requests
 	// RefuseDSSE answers 400 to dsseRequestV002, as upstream does since 2.3. Taken by default:
@@ -67,15 +71,15 @@ type Options struct {
 // Handler serves the API over HTTP, and over gRPC once registered.
 type Handler struct {
 	opts    Options
-	logID   []byte
+	shards  atomic.Pointer[shards]
 	metrics *metrics
 	router  http.Handler
 }
 
-// New returns a handler of one log.
+// New returns a handler of the logs.
 func New(opts Options) (*Handler, error) {
-	if opts.Log == nil || opts.Logger == nil {
-		return nil, errors.New("rekor2: Log and Logger are required")
+	if opts.Logger == nil {
+		return nil, errors.New("rekor2: Logger is required")
 	}
 	if opts.Body.Max == 0 {
 		opts.Body.Max = DefaultMaxBody
@@ -87,8 +91,10 @@ func New(opts Options) (*Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rekor2: %w", err)
 	}
-	logID := opts.Log.LogID()
-	h := &Handler{opts: opts, logID: logID[:], metrics: metrics}
+	h := &Handler{opts: opts, metrics: metrics}
+	if err := h.SetShards(opts.Shards); err != nil {
+		return nil, err
+	}
 	h.router = h.newRouter()
 	return h, nil
 }
@@ -110,8 +116,9 @@ func (e conflictError) Error() string {
 	return fmt.Sprintf("an equivalent entry already exists in the transparency log with index %d", e.index)
 }
 
-// createEntry adds what req holds, if it is not there yet, and returns it once a signed checkpoint covers it.
-func (h *Handler) createEntry(ctx context.Context, req *rekorpb.CreateEntryRequest) (*rekorv1.TransparencyLogEntry, error) {
+// createEntry adds what req holds to the log that host names, if it is not there yet, and returns it once a
+// signed checkpoint covers it.
+func (h *Handler) createEntry(ctx context.Context, host string, req *rekorpb.CreateEntryRequest) (*rekorv1.TransparencyLogEntry, error) {
 	var e entry.Entry
 	var err error
 	if busy := h.opts.Verify.Do(ctx, func() { e, err = h.verify(ctx, req) }); busy != nil {
@@ -120,7 +127,7 @@ func (h *Handler) createEntry(ctx context.Context, req *rekorpb.CreateEntryReque
 	if err != nil {
 		return nil, err
 	}
-	receipt, err := h.opts.Log.Add(ctx, log.Submission{Identity: e.LeafHash, Data: e.Body, Keys: e.SubmittedKeys})
+	s, receipt, err := h.add(ctx, host, log.Submission{Identity: e.LeafHash, Data: e.Body, Keys: e.SubmittedKeys})
 	if err != nil {
 		return nil, err
 	}
@@ -128,17 +135,17 @@ func (h *Handler) createEntry(ctx context.Context, req *rekorpb.CreateEntryReque
 		return nil, conflictError{receipt.Index}
 	}
 	cp := receipt.Checkpoint
-	hashes, err := h.opts.Log.InclusionProof(ctx, receipt.Index, cp.Size)
+	hashes, err := s.InclusionProof(ctx, receipt.Index, cp.Size)
 	if err != nil {
 		return nil, err
 	}
 	if !receipt.Duplicate {
 		h.metrics.added(e.Kind)
-		h.opts.Logger.InfoContext(ctx, "rekor v2 entry added", "index", receipt.Index, "kind", e.Kind, "version", e.Version, "leafHash", fmt.Sprintf("%x", e.LeafHash))
+		h.opts.Logger.InfoContext(ctx, "rekor v2 entry added", "origin", s.Origin(), "index", receipt.Index, "kind", e.Kind, "version", e.Version, "leafHash", fmt.Sprintf("%x", e.LeafHash))
 	}
 	return &rekorv1.TransparencyLogEntry{
 		LogIndex:    int64(receipt.Index), // sigstore-go verifies with this one
-		LogId:       &common.LogId{KeyId: h.logID},
+		LogId:       &common.LogId{KeyId: s.logID},
 		KindVersion: &rekorv1.KindVersion{Kind: e.Kind, Version: e.Version},
 		InclusionProof: &rekorv1.InclusionProof{
 			LogIndex: int64(receipt.Index), RootHash: cp.Root[:], TreeSize: int64(cp.Size), Hashes: hashes,

@@ -104,7 +104,7 @@ func newHouse(t testing.TB, key crypto.Signer, change func(*Options)) *house {
 		t.Fatal(err)
 	}
 	s := &house{log: l, faults: &faultyLog{Log: l}}
-	opts := Options{Log: s.faults, Body: limit.Body{Max: 1 << 20}, Logger: logger, Registerer: prometheus.NewRegistry()}
+	opts := Options{Shards: []Log{s.faults}, Body: limit.Body{Max: 1 << 20}, Logger: logger, Registerer: prometheus.NewRegistry()}
 	if change != nil {
 		change(&opts)
 	}
