@@ -37,7 +37,7 @@ func Adopt(ctx context.Context, opts Options, size uint64) (Record, error) {
 	}
 	defer rows.close()
 	if next, err := rows.next(ctx); err != nil || opts.Kind == Rekor1 && next != size {
-		return Record{}, errors.Join(err, fmt.Errorf("entries.db knows the times of %d entries, the tree holds %d", next, size))
+		return Record{}, errors.Join(err, fmt.Errorf("%s knows the times of %d entries, the tree holds %d", rows, next, size))
 	}
 	l := &Log{opts: opts, key: key, rows: rows, tiles: newTileCache()}
 	extent := hashing.NewEmptyRange(0)

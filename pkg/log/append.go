@@ -234,8 +234,8 @@ func (l *Log) integrate(ctx context.Context, batch []*pending) ([]*pending, erro
 			continue
 		}
 		fresh = append(fresh, p)
-		if len(p.sub.Keys) > 0 {
-			reserved = append(reserved, row{identity: p.sub.Identity, integrated: p.received.Unix(), keys: p.sub.Keys})
+		if len(p.sub.Keys) > 0 || p.sub.Extra != nil {
+			reserved = append(reserved, row{identity: p.sub.Identity, integrated: p.received.Unix(), keys: p.sub.Keys, extra: p.sub.Extra})
 		}
 	}
 	if len(fresh) == 0 {
@@ -307,6 +307,9 @@ func (l *Log) newRow(s Submission, index uint64) (row, []byte) {
 	switch l.opts.Kind {
 	case CT:
 		r.integrated, r.leafHash = int64(s.CT.Timestamp), s.CT.MerkleLeafHash(index)
+		return r, r.leafHash
+	case CTPlain:
+		r.integrated, r.leafHash = int64(plainTimestamp(s.Data)), rfc6962.DefaultHasher.HashLeaf(s.Data)
 		return r, r.leafHash
 	case Rekor1:
 		r.integrated = l.opts.Now().Unix()
@@ -398,7 +401,7 @@ func (l *Log) receipt(index uint64, integrated int64) Receipt {
 	switch l.opts.Kind {
 	case Rekor1:
 		r.IntegratedUnix = integrated
-	case CT:
+	case CT, CTPlain:
 		r.TimestampMillis = uint64(integrated)
 	}
 	return r

@@ -2,6 +2,7 @@ package log
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -111,6 +112,14 @@ func parseMerkleTreeLeaf(entry []byte) (parsedLeaf, error) {
 	leaf.identity = sha256.Sum256(certified)
 	leaf.leafHash = [32]byte(rfc6962.DefaultHasher.HashLeaf(entry))
 	return leaf, nil
+}
+
+// plainTimestamp returns the timestamp of a MerkleTreeLeaf, which follows version and leaf type, in ms.
+func plainTimestamp(merkleTreeLeaf []byte) uint64 {
+	if len(merkleTreeLeaf) < 10 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(merkleTreeLeaf[2:])
 }
 
 // CTPlainIdentity returns the identity of a MerkleTreeLeaf without extensions: SHA-256 of what an

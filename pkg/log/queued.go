@@ -520,7 +520,7 @@ func (l *Log) sealGrowth(ctx context.Context, lead *leadership, s *sequencer) er
 		for i, leaf := range leaves {
 			rows[i] = row{identity: leaf.identity, index: first + uint64(i), keys: kept[leaf.identity].sub.Keys}
 			switch l.opts.Kind {
-			case CT:
+			case CT, CTPlain:
 				rows[i].integrated, rows[i].leafHash = int64(leaf.timestampMillis), leaf.leafHash[:]
 			case Rekor1:
 				rows[i].integrated = l.opts.Now().Unix()

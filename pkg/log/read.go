@@ -122,7 +122,7 @@ func (l *Log) Leaves(ctx context.Context, from uint64, max int) ([]Leaf, error) 
 		index := from + uint64(i)
 		leaves[i] = Leaf{Index: index, Data: p.data, LeafHash: p.leafHash}
 		row, ok := known[index]
-		leaves[i].Keys = row.keys
+		leaves[i].Keys, leaves[i].Extra = row.keys, row.extra
 		if l.opts.Kind != Rekor1 {
 			continue
 		}
@@ -139,7 +139,7 @@ func (l *Log) IndexOf(ctx context.Context, leafHash [32]byte) (uint64, error) {
 	var index uint64
 	var ok bool
 	var err error
-	if l.opts.Kind == CT {
+	if l.opts.Kind.isCT() {
 		index, ok, err = l.rows.indexOf(ctx, leafHash)
 	} else {
 		index, _, ok, err = l.rows.find(ctx, leafHash)

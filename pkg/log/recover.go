@@ -104,9 +104,14 @@ func (l *Log) mendRows(ctx context.Context, record Record, size uint64) error {
 	if err != nil {
 		return err
 	}
-	if next < record.Size && l.opts.Kind == Rekor1 {
-		return &haltError{fmt.Errorf("entries.db knows the times of %d entries, but %d were signed: their integratedTime is lost; "+
-			"restore entries.db from the backup of this log", next, record.Size)}
+	switch {
+	case next >= record.Size:
+	case l.opts.Kind == Rekor1:
+		return &haltError{fmt.Errorf("%s knows the times of %d entries, but %d were signed: their integratedTime is lost; "+
+			"restore it from the backup of this log", l.rows, next, record.Size)}
+	case l.opts.Kind == CTPlain:
+		return &haltError{fmt.Errorf("%s knows %d entries, but %d were signed: the chains of the rest are lost; "+
+			"restore it from the backup of this log", l.rows, next, record.Size)}
 	}
 	for next < size {
 		leaves, err := l.parsed(ctx, next, size)
@@ -138,7 +143,7 @@ func (l *Log) rowsOf(ctx context.Context, first uint64, leaves []parsedLeaf) ([]
 		q, ok := kept[leaf.identity]
 		batch[i] = row{identity: leaf.identity, index: first + uint64(i), keys: q.sub.Keys}
 		switch l.opts.Kind {
-		case CT:
+		case CT, CTPlain:
 			batch[i].integrated, batch[i].leafHash = int64(leaf.timestampMillis), leaf.leafHash[:]
 		case Rekor1:
 			if !ok {

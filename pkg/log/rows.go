@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/attestry/attestry/internal/database"
@@ -99,6 +100,14 @@ func (r *rows) prepare(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// String names the database for error texts.
+func (r *rows) String() string {
+	if r.db.Path() != "" {
+		return filepath.Base(r.db.Path())
+	}
+	return r.db.String()
 }
 
 // shared tells whether other processes may use these rows at the same time.
