@@ -42,6 +42,7 @@ type house struct {
 	queued   bool   // fed from the database
 	postgres string // URI of the database; "" for SQLite
 	db       *database.DB
+	shut     func() // closes a replica
 
 	tree  *faultyTree
 	fence *faultyFence
