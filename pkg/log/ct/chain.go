@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/google/certificate-transparency-go/x509"
 	"github.com/transparency-dev/tessera/ctonly"
@@ -23,6 +24,7 @@ import (
 type verifier struct {
 	roots   []*x509.Certificate
 	issuers *issuerStore
+	shard   window
 
 	mu    sync.Mutex // guards paths
 	paths map[[32]byte]*path
@@ -39,8 +41,8 @@ type path struct {
 	keyHash      [32]byte          // SHA-256 of the SPKI that signs the final certificate
 }
 
-func newVerifier(roots [][]byte, issuers *issuerStore) (*verifier, error) {
-	v := &verifier{issuers: issuers, paths: make(map[[32]byte]*path)}
+func newVerifier(roots [][]byte, issuers *issuerStore, shard window) (*verifier, error) {
+	v := &verifier{issuers: issuers, shard: shard, paths: make(map[[32]byte]*path)}
 	for i, der := range roots {
 		root, err := parseCertificate(der)
 		if err != nil {
@@ -82,6 +84,10 @@ func (v *verifier) entry(chain [][]byte, precert bool) (*ctonly.Entry, error) {
 	}
 	if !precert && leaf.poisoned {
 		return nil, badChain("is_precertificate", nil, "add-chain takes no precertificates: use add-pre-chain")
+	}
+	if !v.shard.contains(leaf.notAfter) {
+		return nil, fault.New(fault.Invalid, "not_after_outside_shard", nil, "the certificate expires at %s, this log takes those that expire %s: use another shard",
+			leaf.notAfter.UTC().Format(time.RFC3339), v.shard)
 	}
 	above, err := v.path(leaf, chain[1:])
 	if err != nil {
@@ -227,15 +233,18 @@ func parseCertificate(der []byte) (*x509.Certificate, error) {
 	return cert, nil
 }
 
-// checkParses reports whether monitors will be able to parse the certificate: one entry that
-// they cannot read makes certificate-transparency-go's client refuse the whole range. The
-// standard library's parser is three times as fast and stricter, so it is asked first.
-func checkParses(der []byte) error {
-	if _, err := stdx509.ParseCertificate(der); err == nil {
-		return nil
+// checkParses reports whether monitors will be able to parse the certificate, and when it expires:
+// one entry that they cannot read makes certificate-transparency-go's client refuse the whole range.
+// The standard library's parser is three times as fast and stricter, so it is asked first.
+func checkParses(der []byte) (notAfter time.Time, err error) {
+	if cert, err := stdx509.ParseCertificate(der); err == nil {
+		return cert.NotAfter, nil
 	}
-	_, err := parseCertificate(der)
-	return err
+	cert, err := parseCertificate(der)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return cert.NotAfter, nil
 }
 
 // mayIssue reports why cert is not a certificate authority's. Version 1 certificates have no

@@ -2,6 +2,7 @@ package ct_test
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -120,18 +121,32 @@ func (a *authority) precertChain() [][]byte {
 	return [][]byte{a.leaf(poison), a.issuer.Raw, a.root.Raw}
 }
 
+// testLog is a log that tells its earlier roots, too.
+type testLog interface {
+	ct.Log
+	RootAt(ctx context.Context, size uint64) ([32]byte, error)
+}
+
+// kinds are the two ways in which a CT log may write its leaves.
+var kinds = map[string]log.Kind{"leaf-index": log.CT, "none": log.CTPlain}
+
 // site is a CT log with all its storage, served over HTTP.
 type site struct {
 	t       testing.TB
 	dir     string
 	key     *ecdsa.PrivateKey
-	log     *log.Log
+	log     testLog
 	handler *ct.Handler
 	url     string
 }
 
 // openLog opens a CT log in dir under key and closes it when the test ends.
 func openLog(t testing.TB, dir string, key crypto.Signer) *log.Log {
+	t.Helper()
+	return openLogAt(t, dir, key, time.Now)
+}
+
+func openLogAt(t testing.TB, dir string, key crypto.Signer, now func() time.Time) *log.Log {
 	t.Helper()
 	fence, err := log.OpenFileFence(filepath.Join(dir, "fence"))
 	if err != nil {
@@ -143,7 +158,7 @@ func openLog(t testing.TB, dir string, key crypto.Signer) *log.Log {
 	}
 	l, err := log.Open(t.Context(), log.Options{
 		Kind: log.CT, Label: "ct", Origin: origin, Name: origin, Dir: dir,
-		Tree: tree, Key: key, Fence: fence, Logger: slog.New(slog.DiscardHandler),
+		Tree: tree, Key: key, Fence: fence, Logger: slog.New(slog.DiscardHandler), Now: now,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -158,17 +173,24 @@ func openLog(t testing.TB, dir string, key crypto.Signer) *log.Log {
 
 func newSite(t testing.TB, roots ...*x509.Certificate) *site {
 	t.Helper()
+	return newSiteOf(t, log.CT, ct.Options{}, roots...)
+}
+
+// newSiteOf serves a log of kind; o may have what does not concern storage.
+func newSiteOf(t testing.TB, kind log.Kind, o ct.Options, roots ...*x509.Certificate) *site {
+	t.Helper()
 	s := &site{t: t, dir: t.TempDir(), key: newKey(t)}
-	s.log = openLog(t, s.dir, s.key)
-	var raw [][]byte
-	for _, root := range roots {
-		raw = append(raw, root.Raw)
+	if kind == log.CT {
+		s.log = openLog(t, s.dir, s.key)
+	} else {
+		s.log = newMemoryLog(s.key)
+	}
+	o.Log, o.Roots, o.IssuerDir = s.log, rawCerts(roots...), filepath.Join(s.dir, "issuers")
+	if o.Registerer == nil {
+		o.Registerer = prometheus.NewRegistry()
 	}
 	var err error
-	s.handler, err = ct.New(ct.Options{
-		Log: s.log, Roots: raw, IssuerDir: filepath.Join(s.dir, "issuers"), Registerer: prometheus.NewRegistry(),
-	})
-	if err != nil {
+	if s.handler, err = ct.New(o); err != nil {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
@@ -208,6 +230,13 @@ func (s *site) get(path string) (int, http.Header, []byte) {
 	return response.StatusCode, response.Header, body
 }
 
+func rawCerts(certs ...*x509.Certificate) (raw [][]byte) {
+	for _, cert := range certs {
+		raw = append(raw, cert.Raw)
+	}
+	return raw
+}
+
 func asn1Certs(chain [][]byte) (certs []ctgo.ASN1Cert) {
 	for _, der := range chain {
 		certs = append(certs, ctgo.ASN1Cert{Data: der})
@@ -216,17 +245,23 @@ func asn1Certs(chain [][]byte) (certs []ctgo.ASN1Cert) {
 }
 
 func TestReferenceClientWritesAndReadsTheLog(t *testing.T) {
+	for name, kind := range kinds {
+		t.Run(name, func(t *testing.T) { writeAndReadWithTheReference(t, kind) })
+	}
+}
+
+func writeAndReadWithTheReference(t *testing.T, kind log.Kind) {
 	ca := newAuthority(t, "a")
-	s := newSite(t, ca.root)
+	s := newSiteOf(t, kind, ct.Options{}, ca.root)
 	reference := s.reference()
 	ctx := t.Context()
 
 	var leaves []*ctgo.MerkleTreeLeaf
 	var chains [][][]byte
 	for i := range 7 {
-		chain, kind, add := ca.precertChain(), ctgo.PrecertLogEntryType, reference.AddPreChain
+		chain, entryType, add := ca.precertChain(), ctgo.PrecertLogEntryType, reference.AddPreChain
 		if i%3 == 2 {
-			chain[0], kind, add = ca.leaf(), ctgo.X509LogEntryType, reference.AddChain
+			chain[0], entryType, add = ca.leaf(), ctgo.X509LogEntryType, reference.AddChain
 		}
 		if i%2 == 1 {
 			chain = chain[:2] // the root may be left out
@@ -242,11 +277,14 @@ func TestReferenceClientWritesAndReadsTheLog(t *testing.T) {
 		if fmt.Sprint(again) != fmt.Sprint(sct) {
 			t.Errorf("submission %d again got another SCT:\n%v\n%v", i, again, sct)
 		}
-		leaf, err := ctgo.MerkleTreeLeafFromRawChain(asn1Certs(chain), kind, sct.Timestamp)
+		leaf, err := ctgo.MerkleTreeLeafFromRawChain(asn1Certs(chain), entryType, sct.Timestamp)
 		if err != nil {
 			t.Fatal(err)
 		}
 		leaf.TimestampedEntry.Extensions = sct.Extensions
+		if got := len(sct.Extensions) > 0; got != (kind == log.CT) {
+			t.Errorf("submission %d: SCT with extensions %x", i, sct.Extensions)
+		}
 		leaves, chains = append(leaves, leaf), append(chains, chain)
 	}
 
@@ -352,8 +390,14 @@ func TestTheInProcessSubmitterGivesAVerifiableSCT(t *testing.T) {
 }
 
 func TestConcurrentSubmissionsOfOnePrecertificateGetOneSCT(t *testing.T) {
+	for name, kind := range kinds {
+		t.Run(name, func(t *testing.T) { submitAHundredTimes(t, kind) })
+	}
+}
+
+func submitAHundredTimes(t *testing.T, kind log.Kind) {
 	ca := newAuthority(t, "a")
-	s := newSite(t, ca.root)
+	s := newSiteOf(t, kind, ct.Options{}, ca.root)
 	chain := ca.precertChain()
 	scts := make([][]byte, 100)
 	var wait sync.WaitGroup

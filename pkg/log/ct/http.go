@@ -54,6 +54,12 @@ func (h *Handler) route(path string) (serve endpoint, method, name string) {
 		}
 		return nil, "", "unknown"
 	}
+	if path == "/log.v3.json" {
+		return h.describeLog, http.MethodGet, "log.v3.json"
+	}
+	if h.plain && (path == "/checkpoint" || strings.HasPrefix(path, "/tile/") || strings.HasPrefix(path, "/issuer/")) {
+		return h.noStatic, http.MethodGet, "static-ct"
+	}
 	if path == "/checkpoint" {
 		return h.checkpoint, http.MethodGet, "checkpoint"
 	}
@@ -107,6 +113,8 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, name string, err 
 	switch kind {
 	case fault.Overloaded: // CT clients know 429 as push-back (static-ct-api, TesseraCT)
 		status = http.StatusTooManyRequests
+	case fault.Frozen: // a 405, and no method is left
+		w.Header().Set("Allow", "")
 	}
 	if after := fault.RetryAfter(err); after != "" && kind != fault.Internal {
 		w.Header().Set("Retry-After", after)
@@ -206,6 +214,9 @@ func write(w http.ResponseWriter, contentType, cache string, body []byte) error 
 type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
+	roots    prometheus.Gauge
+	stale    prometheus.Gauge
+	reloads  *prometheus.CounterVec
 }
 
 func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
@@ -220,8 +231,17 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 			Name: "attestry_ct_request_duration_seconds", Help: "Time to answer requests to the CT log's APIs.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}, []string{"endpoint"}),
+		roots: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "attestry_ct_accepted_roots", Help: "Root certificates that the CT log accepts chains to.",
+		}),
+		stale: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "attestry_ct_roots_file_bad", Help: "1 when the file of accepted roots could not be taken over and older roots are in force.",
+		}),
+		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "attestry_ct_roots_reloads_total", Help: "Changed files of accepted roots, by result: taken or refused.",
+		}, []string{"result"}),
 	}
-	for _, collector := range []prometheus.Collector{m.requests, m.seconds} {
+	for _, collector := range []prometheus.Collector{m.requests, m.seconds, m.roots, m.stale, m.reloads} {
 		if err := registerer.Register(collector); err != nil {
 			return nil, err
 		}
@@ -235,4 +255,28 @@ func (m *metrics) observe(name string, status int, took time.Duration) {
 	}
 	m.requests.WithLabelValues(name, strconv.Itoa(status)).Inc()
 	m.seconds.WithLabelValues(name).Observe(took.Seconds())
+}
+
+func (m *metrics) accepting(roots int) {
+	if m != nil {
+		m.roots.Set(float64(roots))
+	}
+}
+
+// rootsFile says whether the file of roots is the one in force.
+func (m *metrics) rootsFile(good bool) {
+	switch {
+	case m == nil:
+	case good:
+		m.stale.Set(0)
+	default:
+		m.stale.Set(1)
+	}
+}
+
+// reloaded counts a change of the file of roots; result is "taken" or "refused".
+func (m *metrics) reloaded(result string) {
+	if m != nil {
+		m.reloads.WithLabelValues(result).Inc()
+	}
 }

@@ -3,15 +3,22 @@ package ct_test
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"crypto/ecdsa"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/pkg/log"
@@ -125,6 +132,193 @@ func TestStatusesBodiesAndCacheHeaders(t *testing.T) {
 	}
 }
 
+// serve has h answer one request.
+func serve(h http.Handler, method, path, body string) *httptest.ResponseRecorder {
+	recorder := httptest.NewRecorder()
+	h.ServeHTTP(recorder, httptest.NewRequest(method, path, strings.NewReader(body)))
+	return recorder
+}
+
+func TestEveryPathKnowsItsMethods(t *testing.T) {
+	ca := newAuthority(t, "a")
+	for name, kind := range kinds {
+		s := newSiteOf(t, kind, ct.Options{URL: "https://ct.example.test"}, ca.root)
+		if _, err := s.handler.AddPreChain(t.Context(), ca.precertChain()); err != nil {
+			t.Fatal(err)
+		}
+		gets := []string{
+			"/ct/v1/get-sth", "/ct/v1/get-roots", "/ct/v1/get-sth-consistency?first=0&second=1", "/ct/v1/get-entries?start=0&end=0",
+			"/ct/v1/get-entry-and-proof?leaf_index=0&tree_size=1", "/ct/v1/get-proof-by-hash?hash=x", "/log.v3.json", "/checkpoint", "/tile/0/000.p/1",
+		}
+		for _, path := range append(gets, "/ct/v1/add-chain", "/ct/v1/add-pre-chain") {
+			allowed := http.MethodPost
+			if slices.Contains(gets, path) {
+				allowed = http.MethodGet
+			}
+			for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"} {
+				request, err := http.NewRequest(method, s.url+path, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				response, err := http.DefaultTransport.RoundTrip(request)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, err := io.ReadAll(response.Body)
+				if err != nil || response.Body.Close() != nil {
+					t.Fatal(err)
+				}
+				good := method == allowed || method == http.MethodHead && allowed == http.MethodGet
+				if refused := response.StatusCode == http.StatusMethodNotAllowed; refused == good || refused && response.Header.Get("Allow") != allowed {
+					t.Errorf("%s: %s %s: %d, Allow %q", name, method, path, response.StatusCode, response.Header.Get("Allow"))
+				}
+				if method == http.MethodHead && len(body) > 0 {
+					t.Errorf("%s: HEAD %s has a body", name, path)
+				}
+			}
+			if allowed == http.MethodPost {
+				continue
+			}
+			// HEAD tells what GET would send.
+			get, err := http.Get(s.url + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			get.Body.Close()
+			head, err := http.Head(s.url + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			head.Body.Close()
+			if get.StatusCode != head.StatusCode || get.StatusCode == http.StatusOK && get.ContentLength != head.ContentLength && path != "/ct/v1/get-sth" ||
+				get.Header.Get("Content-Type") != head.Header.Get("Content-Type") || get.Header.Get("Cache-Control") != head.Header.Get("Cache-Control") {
+				t.Errorf("%s: %s: GET %d %v, HEAD %d %v", name, path, get.StatusCode, get.Header, head.StatusCode, head.Header)
+			}
+		}
+	}
+}
+
+func TestGetSTHSignsOnceASecond(t *testing.T) {
+	ca := newAuthority(t, "a")
+	key := &countingSigner{key: newKey(t)}
+	var clock atomic.Int64
+	clock.Store(1_790_000_000_000)
+	now := func() time.Time { return time.UnixMilli(clock.Load()) }
+	l := openLogAt(t, t.TempDir(), key, now)
+	h, err := ct.New(ct.Options{Log: l, Roots: rawCerts(ca.root), IssuerDir: t.TempDir(), Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.AddPreChain(t.Context(), ca.precertChain()); err != nil {
+		t.Fatal(err)
+	}
+	sth := func() (head struct {
+		Size      uint64 `json:"tree_size"`
+		Timestamp int64
+	}) {
+		t.Helper()
+		if err := json.Unmarshal(serve(h, http.MethodGet, "/ct/v1/get-sth", "").Body.Bytes(), &head); err != nil {
+			t.Fatal(err)
+		}
+		return head
+	}
+	before := key.count.Load()
+	first := sth()
+	var wait sync.WaitGroup
+	for range 50 {
+		wait.Go(func() {
+			if got := sth(); got != first || got.Size != 1 {
+				t.Errorf("head %+v after %+v", got, first)
+			}
+		})
+	}
+	wait.Wait()
+	if n := key.count.Load() - before; n != 0 {
+		t.Errorf("%d signatures for an unchanged tree, want that of its checkpoint alone", n)
+	}
+	clock.Add(1000)
+	if second := sth(); second.Timestamp < clock.Load() {
+		t.Errorf("the head is of %d, the clock stands at %d", second.Timestamp, clock.Load())
+	}
+	for range 50 {
+		sth()
+	}
+	if n := key.count.Load() - before; n != 1 {
+		t.Errorf("%d signatures a second later, want 1", n)
+	}
+	if _, err := h.AddPreChain(t.Context(), ca.precertChain()); err != nil {
+		t.Fatal(err)
+	}
+	if head := sth(); head.Size != 2 {
+		t.Errorf("the head has size %d after the answer to the second entry", head.Size)
+	}
+}
+
+type countingSigner struct {
+	key   *ecdsa.PrivateKey
+	count atomic.Int64
+}
+
+func (s *countingSigner) Public() crypto.PublicKey { return s.key.Public() }
+
+func (s *countingSigner) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	s.count.Add(1)
+	return s.key.Sign(random, digest, opts)
+}
+
+// earlyLog has a tree head that its checkpoint follows.
+type earlyLog struct {
+	*memoryLog
+	waited chan uint64
+	ready  chan struct{}
+}
+
+func (l *earlyLog) Checkpoint() *log.Checkpoint {
+	checkpoint := l.memoryLog.Checkpoint()
+	select {
+	case <-l.ready:
+	default:
+		checkpoint.Size--
+	}
+	return checkpoint
+}
+
+func (l *earlyLog) Wait(ctx context.Context, size uint64) error {
+	l.waited <- size
+	select {
+	case <-l.ready:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func TestGetSTHShowsNoTreeThatCannotBeReadYet(t *testing.T) {
+	ca := newAuthority(t, "a")
+	l := &earlyLog{newMemoryLog(newKey(t)), make(chan uint64), make(chan struct{})}
+	h, err := ct.New(ct.Options{Log: l, Roots: rawCerts(ca.root), IssuerDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.AddPreChain(t.Context(), ca.precertChain()); err != nil {
+		t.Fatal(err)
+	}
+	answer := make(chan *httptest.ResponseRecorder)
+	go func() { answer <- serve(h, http.MethodGet, "/ct/v1/get-sth", "") }()
+	if size := <-l.waited; size != 0 {
+		t.Errorf("waits for more than %d, want 0", size)
+	}
+	select {
+	case <-answer:
+		t.Error("answered before the tree is readable")
+	default:
+	}
+	close(l.ready)
+	if got := <-answer; got.Code != http.StatusOK || !strings.Contains(got.Body.String(), `"tree_size":1`) {
+		t.Errorf("%d %s", got.Code, got.Body)
+	}
+}
+
 func TestGetEntriesSendsAtMostAThousand(t *testing.T) {
 	ca := newAuthority(t, "a")
 	l := &fakeReads{Log: openLog(t, t.TempDir(), newKey(t)), size: 5000}
@@ -132,19 +326,31 @@ func TestGetEntriesSendsAtMostAThousand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]int{"?start=10&end=4999": 1000, "?start=10&end=1009": 1000, "?start=4500&end=6000": 500, "?start=0&end=0": 1} {
-		recorder := httptest.NewRecorder()
-		h.ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/ct/v1/get-entries"+path, nil))
+	for path, want := range map[string]struct {
+		entries int
+		whole   bool
+	}{
+		"?start=10&end=4999":                  {1000, false},
+		"?start=10&end=1010":                  {1000, false},
+		"?start=10&end=1009":                  {1000, true},
+		"?start=4500&end=6000":                {500, false},
+		"?start=4500&end=4999":                {500, true},
+		"?start=4999&end=9223372036854775807": {1, false},
+		"?start=0&end=0":                      {1, true},
+	} {
+		recorder := serve(h, http.MethodGet, "/ct/v1/get-entries"+path, "")
 		var answer struct{ Entries []struct{} }
-		if err := json.Unmarshal(recorder.Body.Bytes(), &answer); err != nil || len(answer.Entries) != want {
-			t.Errorf("%s: %d entries, want %d: %v", path, len(answer.Entries), want, err)
+		if err := json.Unmarshal(recorder.Body.Bytes(), &answer); err != nil || len(answer.Entries) != want.entries {
+			t.Errorf("%s: %d entries, want %d: %v", path, len(answer.Entries), want.entries, err)
+		}
+		if cache := recorder.Header().Get("Cache-Control"); strings.Contains(cache, "immutable") != want.whole {
+			t.Errorf("%s: Cache-Control %q", path, cache)
 		}
 	}
 	l.extra = 96 << 10 // large certificates: the answer stays within bounds
-	recorder := httptest.NewRecorder()
-	h.ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/ct/v1/get-entries?start=0&end=999", nil))
-	if n := recorder.Body.Len(); recorder.Code != http.StatusOK || n > 12<<20 {
-		t.Errorf("status %d with %d bytes", recorder.Code, n)
+	recorder := serve(h, http.MethodGet, "/ct/v1/get-entries?start=0&end=999", "")
+	if n := recorder.Body.Len(); recorder.Code != http.StatusOK || n > 12<<20 || strings.Contains(recorder.Header().Get("Cache-Control"), "immutable") {
+		t.Errorf("status %d with %d bytes, Cache-Control %q", recorder.Code, n, recorder.Header().Get("Cache-Control"))
 	}
 }
 
@@ -189,15 +395,20 @@ func TestBusyLogPushesBackAndHaltedLogIsUnavailable(t *testing.T) {
 		"recovering": {fault.New(fault.Unavailable, "log_recovering", nil, "recovering"), 503, "1"},
 		"too slow":   {context.DeadlineExceeded, 503, "1"},
 		"ours":       {http.ErrAbortHandler, 500, ""},
+		"frozen":     {fault.New(fault.Frozen, "log_frozen", nil, "the log is frozen"), 405, ""},
+		"too large":  {fault.New(fault.TooLarge, "entry_too_large", nil, "too large"), 413, ""},
+		"hung up":    {context.Canceled, 499, ""},
 	} {
 		h, err := ct.New(ct.Options{Log: failingLog{l, tt.err}, Roots: [][]byte{ca.root.Raw}, IssuerDir: t.TempDir()})
 		if err != nil {
 			t.Fatal(err)
 		}
-		recorder := httptest.NewRecorder()
-		h.ServeHTTP(recorder, httptest.NewRequest(http.MethodPost, "/ct/v1/add-pre-chain", strings.NewReader(chainJSON(ca.precertChain()))))
+		recorder := serve(h, http.MethodPost, "/ct/v1/add-pre-chain", chainJSON(ca.precertChain()))
 		if recorder.Code != tt.status || recorder.Header().Get("Retry-After") != tt.retryAfter {
 			t.Errorf("%s: %d with Retry-After %q, want %d with %q", name, recorder.Code, recorder.Header().Get("Retry-After"), tt.status, tt.retryAfter)
+		}
+		if _, ok := recorder.Header()["Allow"]; ok != (tt.status == http.StatusMethodNotAllowed) {
+			t.Errorf("%s: Allow is there: %t", name, ok)
 		}
 		if strings.Contains(recorder.Body.String(), http.ErrAbortHandler.Error()) {
 			t.Errorf("%s: the cause leaks: %s", name, recorder.Body)

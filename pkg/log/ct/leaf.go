@@ -3,7 +3,9 @@ package ct
 import (
 	"errors"
 	"fmt"
+	"slices"
 
+	"github.com/transparency-dev/tessera/ctonly"
 	"golang.org/x/crypto/cryptobyte"
 )
 
@@ -71,6 +73,48 @@ func readTileLeaf(in *cryptobyte.String) (tileLeaf, error) {
 		leaf.chain = append(leaf.chain, [32]byte(prints[:32]))
 	}
 	return leaf, nil
+}
+
+// plainLeaf returns the MerkleTreeLeaf of an entry, without extensions, and what its TileLeaf has
+// behind that: so the two give the TileLeaf again.
+func plainLeaf(e *ctonly.Entry) (leaf, extra []byte, err error) {
+	b := cryptobyte.NewBuilder(make([]byte, 0, len(e.Certificate)+64))
+	b.AddBytes([]byte{0, 0}) // version v1, leaf_type timestamped_entry
+	b.AddUint64(e.Timestamp)
+	if e.IsPrecert {
+		b.AddUint16(1)
+		b.AddBytes(e.IssuerKeyHash)
+	} else {
+		b.AddUint16(0)
+	}
+	b.AddUint24LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(e.Certificate) })
+	b.AddUint16(0) // no extensions
+	if leaf, err = b.Bytes(); err != nil {
+		return nil, nil, err
+	}
+	b = cryptobyte.NewBuilder(make([]byte, 0, len(e.Precertificate)+32*len(e.FingerprintsChain)+8))
+	if e.IsPrecert {
+		b.AddUint24LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(e.Precertificate) })
+	}
+	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) {
+		for _, fingerprint := range e.FingerprintsChain {
+			b.AddBytes(fingerprint[:])
+		}
+	})
+	extra, err = b.Bytes()
+	return leaf, extra, err
+}
+
+// parsePlainLeaf reads what plainLeaf made.
+func parsePlainLeaf(leaf, extra []byte) (tileLeaf, error) {
+	if len(leaf) < 2 || leaf[0] != 0 || leaf[1] != 0 {
+		return tileLeaf{}, errors.New("not a version 1 timestamped_entry")
+	}
+	parsed, err := parseTileLeaf(slices.Concat(leaf[2:], extra))
+	if err == nil && (len(parsed.extensions) > 0 || len(parsed.timestamped) != len(leaf)-2) {
+		err = errors.New("the leaf has extensions or does not end where its extensions do")
+	}
+	return parsed, err
 }
 
 // leafInput returns the MerkleTreeLeaf (RFC 6962, section 3.4), what the tree hashes.

@@ -5,6 +5,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"time"
 
 	ctasn1 "github.com/google/certificate-transparency-go/asn1"
 	"github.com/google/certificate-transparency-go/x509"
@@ -18,6 +19,7 @@ type certificate struct {
 	raw, tbs, issuerName []byte // DER
 	algorithm            x509.SignatureAlgorithm
 	signature            []byte
+	notAfter             time.Time
 	poisoned             bool  // it has the extension 1.3.6.1.4.1.11129.2.4.3
 	poisonErr            error // what is wrong with that extension
 	tbsWithoutPoison     []byte
@@ -36,7 +38,8 @@ var poisonOID = []byte{0x2b, 0x06, 0x01, 0x04, 0x01, 0xd6, 0x79, 0x02, 0x04, 0x0
 // from the final certificate, and a fifth of the cost of decoding and encoding it.
 func dissect(der []byte) (certificate, error) {
 	c := certificate{raw: der}
-	if err := checkParses(der); err != nil {
+	var err error
+	if c.notAfter, err = checkParses(der); err != nil {
 		return c, err
 	}
 	malformed := errors.New("malformed certificate")

@@ -26,6 +26,11 @@ func (h *Handler) getSTH(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if head.Size > h.size() { // whoever has the head must be able to read up to it
+		if err := h.log.Wait(r.Context(), head.Size-1); err != nil {
+			return err
+		}
+	}
 	return writeJSON(w, cacheNever, struct {
 		TreeSize  uint64 `json:"tree_size"`
 		Timestamp uint64 `json:"timestamp"`
@@ -123,14 +128,13 @@ func (h *Handler) getEntries(w http.ResponseWriter, r *http.Request) error {
 	if start >= size {
 		return invalid("beyond_tree", "start %d is beyond the tree of size %d", start, size)
 	}
-	cache := cacheComplete
-	if end >= size {
-		end, cache = size-1, cachePartial
-	}
-	end = min(end, start+maxEntries-1)
-	entries, err := h.entries(r.Context(), start, end)
+	entries, err := h.entries(r.Context(), start, min(end, size-1, start+maxEntries-1))
 	if err != nil {
 		return err
+	}
+	cache := cacheComplete
+	if uint64(len(entries)) <= end-start {
+		cache = cachePartial // less than was asked for: a larger tree or another limit will have more
 	}
 	return writeJSON(w, cache, struct {
 		Entries []entryJSON `json:"entries"`
@@ -165,9 +169,9 @@ func (h *Handler) entries(ctx context.Context, start, end uint64) ([]entryJSON, 
 	return entries, nil
 }
 
-// entry rebuilds the RFC 6962 form from the tile leaf and the stored issuers.
+// entry rebuilds the RFC 6962 form from the leaf and the stored issuers.
 func (h *Handler) entry(stored log.Leaf) (entryJSON, error) {
-	leaf, err := parseTileLeaf(stored.Data)
+	leaf, err := h.parseLeaf(stored)
 	if err != nil {
 		return entryJSON{}, internal("reading leaf", stored.Index, err)
 	}
@@ -176,6 +180,14 @@ func (h *Handler) entry(stored log.Leaf) (entryJSON, error) {
 		return entryJSON{}, internal("reading the issuers of leaf", stored.Index, err)
 	}
 	return entryJSON{leaf.leafInput(), extra}, nil
+}
+
+// parseLeaf reads a leaf of either kind of log.
+func (h *Handler) parseLeaf(stored log.Leaf) (tileLeaf, error) {
+	if h.plain {
+		return parsePlainLeaf(stored.Data, stored.Extra)
+	}
+	return parseTileLeaf(stored.Data)
 }
 
 // getEntryAndProof serves RFC 6962, section 4.8.
@@ -215,8 +227,9 @@ func (h *Handler) getEntryAndProof(w http.ResponseWriter, r *http.Request) error
 
 // getRoots serves RFC 6962, section 4.7.
 func (h *Handler) getRoots(w http.ResponseWriter, r *http.Request) error {
-	roots := make([][]byte, 0, len(h.verifier.roots))
-	for _, root := range h.verifier.roots {
+	accepted := h.verifier.Load().roots
+	roots := make([][]byte, 0, len(accepted))
+	for _, root := range accepted {
 		roots = append(roots, root.Raw)
 	}
 	return writeJSON(w, cachePartial, struct {

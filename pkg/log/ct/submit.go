@@ -8,6 +8,7 @@ import (
 	"github.com/transparency-dev/tessera/ctonly"
 	"golang.org/x/crypto/cryptobyte"
 
+	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/pkg/log"
 )
 
@@ -31,14 +32,18 @@ func (h *Handler) AddPreChain(ctx context.Context, chain [][]byte) ([]byte, erro
 func (h *Handler) add(ctx context.Context, chain [][]byte, precert bool) (sct, log.Receipt, error) {
 	var entry *ctonly.Entry
 	var err error
-	if busy := h.work.Do(ctx, func() { entry, err = h.verifier.entry(chain, precert) }); busy != nil {
+	if busy := h.work.Do(ctx, func() { entry, err = h.verifier.Load().entry(chain, precert) }); busy != nil {
 		return sct{}, log.Receipt{}, busy
 	}
 	if err != nil {
 		return sct{}, log.Receipt{}, err
 	}
 	entry.Timestamp = uint64(h.now().UnixMilli())
-	receipt, err := h.log.Add(ctx, log.Submission{Identity: [32]byte(entry.Identity()), CT: entry})
+	submission, err := h.submission(entry)
+	if err != nil {
+		return sct{}, log.Receipt{}, err
+	}
+	receipt, err := h.log.Add(ctx, submission)
 	if err != nil {
 		return sct{}, log.Receipt{}, fmt.Errorf("adding to the log: %w", err)
 	}
@@ -47,7 +52,9 @@ func (h *Handler) add(ctx context.Context, chain [][]byte, precert bool) (sct, l
 		Precert:         precert,
 		IssuerKeyHash:   issuerKeyHash(entry),
 		Data:            entry.Certificate,
-		Extensions:      leafIndexExtension(receipt.Index),
+	}
+	if !h.plain {
+		in.Extensions = leafIndexExtension(receipt.Index)
 	}
 	if receipt.Duplicate {
 		// The SCT must stand for the leaf that is there. The same certificate could have come
@@ -63,13 +70,31 @@ func (h *Handler) add(ctx context.Context, chain [][]byte, precert bool) (sct, l
 	return sct{h.logID, in.TimestampMillis, in.Extensions, signature}, receipt, nil
 }
 
+// submission returns the entry as the log takes it. A log.CTPlain keeps the MerkleTreeLeaf;
+// what a TileLeaf has behind it travels beside it. The same certificate under the
+// same issuer key is one leaf there, whoever signed its precertificate.
+func (h *Handler) submission(entry *ctonly.Entry) (log.Submission, error) {
+	if !h.plain {
+		return log.Submission{Identity: [32]byte(entry.Identity()), CT: entry}, nil
+	}
+	leaf, extra, err := plainLeaf(entry)
+	if err != nil {
+		return log.Submission{}, fmt.Errorf("encoding the leaf: %w", err)
+	}
+	if len(leaf) > log.MaxEntry {
+		return log.Submission{}, fault.New(fault.TooLarge, "certificate_too_large", nil, "the certificate's log entry has %d bytes, the limit is %d", len(leaf), log.MaxEntry)
+	}
+	identity, err := log.CTPlainIdentity(leaf)
+	return log.Submission{Identity: identity, Data: leaf, Extra: extra}, err
+}
+
 // logged returns what an SCT for the leaf at index has to sign.
 func (h *Handler) logged(ctx context.Context, index uint64) (log.SCTInput, error) {
 	stored, err := h.log.Leaf(ctx, index)
 	if err != nil {
 		return log.SCTInput{}, fmt.Errorf("reading the duplicate at index %d: %w", index, err)
 	}
-	leaf, err := parseTileLeaf(stored.Data)
+	leaf, err := h.parseLeaf(stored)
 	if err != nil {
 		return log.SCTInput{}, fmt.Errorf("reading the duplicate at index %d: %w", index, err)
 	}
@@ -88,8 +113,7 @@ func issuerKeyHash(e *ctonly.Entry) (hash [sha256.Size]byte) {
 }
 
 // leafIndexExtension returns the CtExtensions that name the leaf's index (c2sp.org/static-ct-api,
-// "SCT extension"): type 0, uint16 length 5, uint40 index. sigstore-python before 4.2.0
-// refuses SCTs with extensions; an option for such clients would return nil here.
+// "SCT extension"): type 0, uint16 length 5, uint40 index.
 func leafIndexExtension(index uint64) []byte {
 	return []byte{0, 0, 5, byte(index >> 32), byte(index >> 24), byte(index >> 16), byte(index >> 8), byte(index)}
 }

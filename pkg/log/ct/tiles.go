@@ -73,6 +73,11 @@ func (h *Handler) checkpoint(w http.ResponseWriter, r *http.Request) error {
 	return write(w, "text/plain; charset=utf-8", cacheNever, checkpoint.Note)
 }
 
+// noStatic answers for the paths of static-ct in a log whose leaves do not name their index.
+func (h *Handler) noStatic(http.ResponseWriter, *http.Request) error {
+	return fault.New(fault.NotFound, "rfc6962_only", nil, "the SCTs of this log have no extensions, so it has no static-ct API: read it from ct/v1/get-sth on")
+}
+
 // issuer serves issuer/<lower-case hex of SHA-256>, the DER of a certificate in logged chains.
 func (h *Handler) issuer(fingerprint [32]byte) endpoint {
 	return func(w http.ResponseWriter, r *http.Request) error {
