@@ -42,6 +42,11 @@ type Entry struct {
 	Keys []string
 	// SubmittedKeys are those that only the submission holds: digests of an in-toto statement's subjects and materials.
 	SubmittedKeys []string
+	// Attestation is what upstream's log keeps beside the entry for the kinds that have such a thing:
+	// the payload of an intoto entry, a cose entry's message. nil for the others.
+	Attestation []byte
+	// AttestationKey names it: "sha256:<hex>", what AttestationKey(Body) returns.
+	AttestationKey string
 }
 
 // Propose verifies a Rekor v1 proposed entry {"kind","apiVersion","spec"} of a kind that is enabled.
@@ -81,6 +86,23 @@ func Keys(body []byte) ([]string, error) {
 	return tidy(keys), nil
 }
 
+// AttestationKey returns the name of the attestation that belongs to a stored body, "" when there
+// can be none. Whether one was stored, only the storage knows.
+func AttestationKey(body []byte) (string, error) {
+	stored, err := parseStored(body)
+	if err != nil {
+		return "", err
+	}
+	parsed, err := stored.parse()
+	if err != nil {
+		return "", err
+	}
+	if a, ok := parsed.(attested); ok {
+		return a.attestationKey(), nil
+	}
+	return "", nil
+}
+
 // KindVersion returns the kind and version that a stored body names.
 func KindVersion(body []byte) (kind, version string, err error) {
 	stored, err := parseStored(body)
@@ -109,6 +131,11 @@ type spec interface {
 	keys() ([]string, error)
 }
 
+// attested is a spec whose kind has attestations.
+type attested interface {
+	attestationKey() string
+}
+
 func (s stored) parse() (spec, error) {
 	h, ok := handlingOf(s.Kind, s.APIVersion)
 	if !ok {
@@ -119,6 +146,15 @@ func (s stored) parse() (spec, error) {
 		return nil, fmt.Errorf("parsing stored %s %s: %w", s.Kind, s.APIVersion, err)
 	}
 	return parsed, nil
+}
+
+// withAttestation adds what is kept beside the entry.
+func withAttestation(e Entry, err error, attestation []byte, key digest) (Entry, error) {
+	if err != nil {
+		return Entry{}, err
+	}
+	e.Attestation, e.AttestationKey = attestation, key.key()
+	return e, nil
 }
 
 // newEntry makes the canonical body of a verified spec.

@@ -88,7 +88,7 @@ func TestRefusedProposals(t *testing.T) {
 		reason string
 		text   string
 	}{
-		{"an unknown kind", set(t, hashed, "kind", "tuf"), fault.Invalid, "unsupported_kind", "entry kind 'tuf' is not enabled"},
+		{"an unknown kind", set(t, hashed, "kind", "npm"), fault.Invalid, "unsupported_kind", "entry kind 'npm' is not enabled"},
 		{"an unknown version", set(t, hashed, "apiVersion", "0.0.9"), fault.Invalid, "unsupported_version", "version '0.0.9'"},
 		{"no signature", set(t, hashed, "spec.signature", nil), fault.Invalid, "missing_field", "signature.content in body is required"},
 		{"a signature that is a number", set(t, hashed, "spec.signature.content", 5), fault.Invalid, "bad_field", "must be of type string"},

@@ -45,7 +45,18 @@ func proposeIntoto001(v ijson.Value) (Entry, error) {
 	var s intotoSpec001
 	payload := env.payloadDigest()
 	s.Content.Hash, s.Content.PayloadHash, s.PublicKey = sha256Digest(raw), &payload, key.pem
-	return newEntry("intoto", "0.0.1", s, append(key.keys(), s.Content.Hash.key(), payload.key()), submitted)
+	e, err := newEntry("intoto", "0.0.1", s, append(key.keys(), s.Content.Hash.key(), payload.key()), submitted)
+	return withAttestation(e, err, env.payload, payload)
+}
+
+func (s intotoSpec001) attestationKey() string { return keyOf(s.Content.PayloadHash) }
+
+// keyOf is the digest's key, "" for none.
+func keyOf(d *digest) string {
+	if d == nil {
+		return ""
+	}
+	return d.key()
 }
 
 func (s intotoSpec001) keys() ([]string, error) {
@@ -120,8 +131,11 @@ func proposeIntoto002(v ijson.Value) (Entry, error) {
 	}
 	payload := msg.payloadDigest()
 	s.Content.Envelope.PayloadType, s.Content.PayloadHash = msg.payloadType, &payload
-	return newEntry("intoto", "0.0.2", s, append(keys, payload.key()), submitted)
+	e, err := newEntry("intoto", "0.0.2", s, append(keys, payload.key()), submitted)
+	return withAttestation(e, err, msg.payload, payload)
 }
+
+func (s intotoSpec002) attestationKey() string { return keyOf(s.Content.PayloadHash) }
 
 func intotoSignatureOf(item ijson.Value, msg *message) (intotoSignature, verifier, error) {
 	material, err := decoded(item.Get("publicKey"), "content.envelope.signatures.publicKey")

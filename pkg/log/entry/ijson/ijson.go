@@ -6,6 +6,7 @@ package ijson
 import (
 	"bytes"
 	"fmt"
+	"iter"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -51,6 +52,17 @@ func (v Value) Get(name string) Value {
 		}
 	}
 	return Value{}
+}
+
+// Members are an object's members in the order of the document, none for any other kind.
+func (v Value) Members() iter.Seq2[string, Value] {
+	return func(yield func(string, Value) bool) {
+		for _, m := range v.members {
+			if !yield(string(m.name), m.value) {
+				return
+			}
+		}
+	}
 }
 
 // Items are an array's values, nil for any other kind.
