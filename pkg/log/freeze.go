@@ -31,6 +31,11 @@ func (l *Log) Freeze(ctx context.Context) (*Checkpoint, error) {
 			return nil, ctx.Err()
 		}
 	}
+	if l.opts.Queued {
+		if err := l.drain(ctx); err != nil {
+			return nil, err
+		}
+	}
 	// Whoever was answered stands in the sealed tree. A fault answers with an error and may leave leaves
 	// behind that recovery has yet to seal; stopped was set before.
 	if err := l.Ready(); err != nil {
@@ -46,6 +51,30 @@ func (l *Log) Freeze(ctx context.Context) (*Checkpoint, error) {
 	}
 	l.opts.Logger.Info("the log is frozen", "size", cp.Size, "root", fmt.Sprintf("%x", cp.Root))
 	return cp, nil
+}
+
+// drain freezes the queue for every process, and returns once all of it is in the signed tree, whoever leads.
+func (l *Log) drain(ctx context.Context) error {
+	if err := l.rows.freeze(ctx); err != nil {
+		return err
+	}
+	for {
+		waiting, err := l.rows.waiting(ctx, 1)
+		if err != nil {
+			return err
+		}
+		queued, err := l.opts.Tree.Queued(ctx)
+		if err != nil {
+			return fmt.Errorf("reading what is queued in the tree: %w", err)
+		}
+		if size := l.Checkpoint().Size; len(waiting) == 0 && size >= queued {
+			return nil
+		}
+		l.poke()
+		if err := sleep(ctx, treePoll); err != nil {
+			return err
+		}
+	}
 }
 
 // checkFinal holds the tree of a frozen log against what was recorded when it was frozen, before anything

@@ -43,6 +43,9 @@ func (r *rows) enqueue(ctx context.Context, batch []queued) (fresh map[[32]byte]
 	}
 	fresh = map[[32]byte]bool{}
 	err = r.commit(ctx, "queueing", func(tx *sql.Tx) error {
+		if err := r.whileOpen(ctx, tx); err != nil {
+			return err
+		}
 		for rest := values; len(rest) > 0; {
 			chunk := rest[:min(len(rest), rowsPerStatement)]
 			rest = rest[len(chunk):]
@@ -91,6 +94,42 @@ func (r *rows) enqueue(ctx context.Context, batch []queued) (fresh map[[32]byte]
 		return err
 	})
 	return fresh, err
+}
+
+// Submissions share this lock and freeze excludes them, so that none comes to a queue that was frozen. SQLite has one writer anyway.
+const (
+	lockShared    = `SELECT pg_advisory_xact_lock_shared(hashtextextended('attestry queue ' || current_schema(), 0))`
+	lockExclusive = `SELECT pg_advisory_xact_lock(hashtextextended('attestry queue ' || current_schema(), 0))`
+)
+
+// whileOpen returns errFrozen when the queue was frozen, and keeps it open until tx ends otherwise.
+func (r *rows) whileOpen(ctx context.Context, tx *sql.Tx) error {
+	if r.shared() {
+		if _, err := tx.ExecContext(ctx, lockShared); err != nil {
+			return err
+		}
+	}
+	var n int
+	if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM frozen`).Scan(&n); err != nil {
+		return err
+	}
+	if n > 0 {
+		return errFrozen
+	}
+	return nil
+}
+
+// freeze ends the queue for all processes: what is in it still becomes leaves, nothing is added to it again.
+func (r *rows) freeze(ctx context.Context) error {
+	return r.commit(ctx, "freezing", func(tx *sql.Tx) error {
+		if r.shared() {
+			if _, err := tx.ExecContext(ctx, lockExclusive); err != nil {
+				return err
+			}
+		}
+		_, err := tx.ExecContext(ctx, `INSERT INTO frozen (id) VALUES (1) ON CONFLICT (id) DO NOTHING`)
+		return err
+	})
 }
 
 // waiting returns up to limit identities of the queue, first come first.

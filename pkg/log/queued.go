@@ -135,6 +135,13 @@ func (l *Log) submit(ctx context.Context) {
 		if err == nil {
 			err = l.answerSealed(context.WithoutCancel(ctx), twins)
 		}
+		if errors.Is(err, errFrozen) { // another process froze the log
+			l.mu.Lock()
+			l.frozen = true
+			l.mu.Unlock()
+			l.refuse(batch, errFrozen)
+			continue
+		}
 		if err != nil {
 			l.metrics.faults.Inc()
 			l.opts.Logger.Error("submissions could not be queued", "count", len(batch), "err", err)

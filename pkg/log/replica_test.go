@@ -2,15 +2,15 @@ package log_test
 
 import (
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"log/slog"
-
 	"github.com/attestry/attestry/internal/database"
+	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/services"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/tiles"
@@ -201,4 +201,47 @@ func TestReplicasUnderLoadAreOneLog(t *testing.T) {
 			s.verify()
 		})
 	}
+}
+
+func TestOneReplicaFreezesTheLogForAll(t *testing.T) {
+	s := newSite(t, log.Rekor2, 2)
+	var answered atomic.Int64
+	begun := make(chan struct{}, 8)
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				err := s.replicas[w%2].add(fmt.Sprintf("writer %d entry %d", w, i))
+				if fault.KindOf(err) == fault.Frozen {
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				answered.Add(1)
+				if i == 3 {
+					begun <- struct{}{}
+				}
+			}
+		})
+	}
+	for range 8 {
+		<-begun
+	}
+	cp, err := s.replicas[0].log.Freeze(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if uint64(answered.Load()) != cp.Size {
+		t.Errorf("%d entries were answered, the final tree has %d", answered.Load(), cp.Size)
+	}
+	for i, h := range s.replicas {
+		other, err := h.log.Freeze(t.Context())
+		if err != nil || other.Size != cp.Size || other.Root != cp.Root {
+			t.Errorf("replica %d froze another tree: %v", i, err)
+		}
+	}
+	s.verify()
 }
