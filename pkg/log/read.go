@@ -83,10 +83,13 @@ func (l *Log) viewAt(size uint64) (*view, error) {
 			break
 		}
 	}
-	if cp := l.Checkpoint(); size > cp.Size {
+	cp := l.Checkpoint()
+	if size > cp.Size {
 		return nil, fault.New(fault.Invalid, "size_beyond_tree", nil, "size %d is beyond the signed tree of size %d", size, cp.Size)
 	}
-	return newView(l.opts.Tree, l.tiles, size), nil
+	v := newView(l.opts.Tree, l.tiles, size)
+	v.stands = cp.Size
+	return v, nil
 }
 
 // Leaf returns the leaf at index, or fault.NotFound beyond the signed tree.

@@ -25,6 +25,10 @@ type view struct {
 	tree Tree
 	full *tileCache // shared by all views of a log
 
+	// stands is the size of a later tree that was signed, or 0: partial tiles are stored for the sizes at
+	// which a batch ended, and another size has its nodes in those of a later one.
+	stands uint64
+
 	// Of a tree that was just signed; not written once the view is shared.
 	fresh  nodes
 	rooted *[32]byte // root hash
@@ -203,7 +207,7 @@ func (v *view) tile(ctx context.Context, id tileID) (*tileNodes, error) {
 	if !ok {
 		return nil, fmt.Errorf("a %T has no tiles", v.tree)
 	}
-	width := layout.PartialTileSize(id.level, id.index, v.size)
+	width := layout.PartialTileSize(id.level, id.index, max(v.size, v.stands))
 	if width == 0 {
 		return v.full.get(ctx, tree, id)
 	}
