@@ -2,7 +2,6 @@ package ct_test
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -121,12 +120,6 @@ func (a *authority) precertChain() [][]byte {
 	return [][]byte{a.leaf(poison), a.issuer.Raw, a.root.Raw}
 }
 
-// testLog is a log that tells its earlier roots, too.
-type testLog interface {
-	ct.Log
-	RootAt(ctx context.Context, size uint64) ([32]byte, error)
-}
-
 // kinds are the two ways in which a CT log may write its leaves.
 var kinds = map[string]log.Kind{"leaf-index": log.CT, "none": log.CTPlain}
 
@@ -135,7 +128,7 @@ type site struct {
 	t       testing.TB
 	dir     string
 	key     *ecdsa.PrivateKey
-	log     testLog
+	log     *log.Log
 	handler *ct.Handler
 	url     string
 }
@@ -143,21 +136,21 @@ type site struct {
 // openLog opens a CT log in dir under key and closes it when the test ends.
 func openLog(t testing.TB, dir string, key crypto.Signer) *log.Log {
 	t.Helper()
-	return openLogAt(t, dir, key, time.Now)
+	return openLogOf(t, log.CT, dir, key, time.Now)
 }
 
-func openLogAt(t testing.TB, dir string, key crypto.Signer, now func() time.Time) *log.Log {
+func openLogOf(t testing.TB, kind log.Kind, dir string, key crypto.Signer, now func() time.Time) *log.Log {
 	t.Helper()
 	fence, err := log.OpenFileFence(filepath.Join(dir, "fence"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	tree, err := tiles.Open(t.Context(), filepath.Join(dir, "tiles"), log.CT)
+	tree, err := tiles.Open(t.Context(), filepath.Join(dir, "tiles"), kind)
 	if err != nil {
 		t.Fatal(err)
 	}
 	l, err := log.Open(t.Context(), log.Options{
-		Kind: log.CT, Label: "ct", Origin: origin, Name: origin, Dir: dir,
+		Kind: kind, Label: "ct", Origin: origin, Name: origin, Dir: dir,
 		Tree: tree, Key: key, Fence: fence, Logger: slog.New(slog.DiscardHandler), Now: now,
 	})
 	if err != nil {
@@ -180,11 +173,7 @@ func newSite(t testing.TB, roots ...*x509.Certificate) *site {
 func newSiteOf(t testing.TB, kind log.Kind, o ct.Options, roots ...*x509.Certificate) *site {
 	t.Helper()
 	s := &site{t: t, dir: t.TempDir(), key: newKey(t)}
-	if kind == log.CT {
-		s.log = openLog(t, s.dir, s.key)
-	} else {
-		s.log = newMemoryLog(s.key)
-	}
+	s.log = openLogOf(t, kind, s.dir, s.key, time.Now)
 	o.Log, o.Roots, o.IssuerDir = s.log, rawCerts(roots...), filepath.Join(s.dir, "issuers")
 	if o.Registerer == nil {
 		o.Registerer = prometheus.NewRegistry()

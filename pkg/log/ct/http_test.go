@@ -204,7 +204,7 @@ func TestGetSTHSignsOnceASecond(t *testing.T) {
 	var clock atomic.Int64
 	clock.Store(1_790_000_000_000)
 	now := func() time.Time { return time.UnixMilli(clock.Load()) }
-	l := openLogAt(t, t.TempDir(), key, now)
+	l := openLogOf(t, log.CT, t.TempDir(), key, now)
 	h, err := ct.New(ct.Options{Log: l, Roots: rawCerts(ca.root), IssuerDir: t.TempDir(), Now: now})
 	if err != nil {
 		t.Fatal(err)

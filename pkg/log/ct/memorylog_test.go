@@ -114,12 +114,6 @@ func (l *memoryLog) Wait(ctx context.Context, size uint64) error {
 	return ctx.Err()
 }
 
-func (l *memoryLog) RootAt(_ context.Context, size uint64) ([32]byte, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return [32]byte(l.tree.HashAt(size)), nil
-}
-
 func (l *memoryLog) InclusionProof(_ context.Context, index, size uint64) ([][]byte, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -139,12 +139,12 @@ func TestPlainLogTakesCertificatesUpToItsEntryLimit(t *testing.T) {
 
 // damagedLog answers with leaves that were changed on disk.
 type damagedLog struct {
-	*memoryLog
+	*log.Log
 	change func(*log.Leaf)
 }
 
 func (l damagedLog) Leaves(ctx context.Context, from uint64, max int) ([]log.Leaf, error) {
-	leaves, err := l.memoryLog.Leaves(ctx, from, max)
+	leaves, err := l.Log.Leaves(ctx, from, max)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +174,7 @@ func TestDamagedPlainLeavesAreOurFault(t *testing.T) {
 		"trailing data":         func(l *log.Leaf) { l.Extra = append(l.Extra, 0) },
 		"an issuer that is not": func(l *log.Leaf) { l.Extra[len(l.Extra)-1] ^= 1 },
 	} {
-		h, err := ct.New(ct.Options{Log: damagedLog{s.log.(*memoryLog), change}, Roots: rawCerts(ca.root), IssuerDir: t.TempDir()})
+		h, err := ct.New(ct.Options{Log: damagedLog{s.log, change}, Roots: rawCerts(ca.root), IssuerDir: t.TempDir()})
 		if err != nil {
 			t.Fatal(err)
 		}
