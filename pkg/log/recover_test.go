@@ -40,6 +40,7 @@ func TestALogThatDoesNotAgreeWithItsFenceDoesNotStart(t *testing.T) {
 		{"rows restored from a backup, with times in them", log.Rekor1, restoreRows, "integratedTime is lost"},
 		{"rows restored from a backup, derivable ones", log.Rekor2, restoreRows, ""},
 		{"a CT log's rows lost", log.CT, func(t *testing.T, dir, _ string) { removeRows(t, dir) }, ""},
+		{"a plain CT log's rows restored from a backup, with chains in them", log.CTPlain, restoreRows, "the chains of the rest are lost"},
 		{"another history of the same size", log.Rekor2, func(t *testing.T, dir, _ string) {
 			other := newHouse(t, log.Rekor2)
 			other.mustOpen()
