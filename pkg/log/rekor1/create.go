@@ -39,6 +39,9 @@ func (h *Handler) createEntry(w http.ResponseWriter, r *http.Request) error {
 		}
 		return err
 	}
+	if err := h.keep(r.Context(), e); err != nil {
+		return err
+	}
 	s, receipt, err := h.add(r.Context(), log.Submission{Identity: e.LeafHash, Data: e.Body, Keys: e.SubmittedKeys})
 	if err != nil {
 		return err
@@ -93,7 +96,7 @@ func checkProposal(v ijson.Value, name, at string) error {
 // disabledKind tells the kinds of upstream's log that this one does not take.
 func disabledKind(kind string) bool {
 	switch kind {
-	case "alpine", "cose", "helm", "jar", "rekord", "rfc3161", "rpm", "tuf":
+	case "helm", "rekord", "rpm":
 		return true
 	}
 	return false

@@ -19,6 +19,7 @@ const maxRetrieve = 10
 
 // logEntry is Rekor v1's LogEntryAnon.
 type logEntry struct {
+	Attestation    *attestation `json:"attestation,omitempty"` // reads only
 	Body           []byte       `json:"body"`
 	IntegratedTime int64        `json:"integratedTime"` // seconds
 	LogID          string       `json:"logID"`          // hex SHA-256 of the DER public key
@@ -171,6 +172,7 @@ func (h *Handler) entryByIndex(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	h.attach(r.Context(), answer)
 	return writeJSON(w, http.StatusOK, answer)
 }
 
@@ -184,6 +186,7 @@ func (h *Handler) entryByUUID(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	h.attach(r.Context(), found[0])
 	return writeJSON(w, http.StatusOK, found[0])
 }
 
@@ -239,6 +242,7 @@ func (h *Handler) retrieveEntries(w http.ResponseWriter, r *http.Request) error 
 			return err
 		}
 	}
+	h.attach(r.Context(), found...)
 	return writeJSON(w, http.StatusOK, found)
 }
 

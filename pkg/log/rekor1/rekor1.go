@@ -70,8 +70,11 @@ type Options struct {
 	Callers *limit.Callers // pays for retrieve and search; nil: no budgets
 	Verify  *limit.Work    // checks what is submitted; nil: as many at once as there are requests
 	// Kinds are the entry kinds to take; the zero value is the defaults. Entries of other kinds stay readable.
-	Kinds  entry.Kinds
-	Logger *slog.Logger
+	Kinds entry.Kinds
+	// Attestations keeps what belongs to intoto and cose entries, and reads return it; nil for none.
+	Attestations   Attestations
+	MaxAttestation int // bytes of one; larger ones are not kept; 0 means DefaultMaxAttestation
+	Logger         *slog.Logger
 	// Registerer takes the metrics, under the names that upstream's dashboards know; nil for none.
 	Registerer prometheus.Registerer
 	Now        func() time.Time // nil means time.Now; measures requests
@@ -79,15 +82,17 @@ type Options struct {
 
 // Handler serves the API.
 type Handler struct {
-	shards  atomic.Pointer[shards]
-	body    limit.Body
-	callers *limit.Callers
-	verify  *limit.Work
-	kinds   entry.Kinds
-	logger  *slog.Logger
-	now     func() time.Time
-	metrics *metrics
-	router  http.Handler
+	shards         atomic.Pointer[shards]
+	body           limit.Body
+	callers        *limit.Callers
+	verify         *limit.Work
+	kinds          entry.Kinds
+	attestations   Attestations // nil: none are kept
+	maxAttestation int
+	logger         *slog.Logger
+	now            func() time.Time
+	metrics        *metrics
+	router         http.Handler
 }
 
 // New returns a handler of the shards.
@@ -98,6 +103,9 @@ func New(opts Options) (*Handler, error) {
 	if opts.Body.Max == 0 {
 		opts.Body.Max = DefaultMaxBody
 	}
+	if opts.MaxAttestation == 0 {
+		opts.MaxAttestation = DefaultMaxAttestation
+	}
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
@@ -107,6 +115,7 @@ func New(opts Options) (*Handler, error) {
 	}
 	h := &Handler{
 		body: opts.Body, callers: opts.Callers, verify: opts.Verify, kinds: opts.Kinds,
+		attestations: opts.Attestations, maxAttestation: opts.MaxAttestation,
 		logger: opts.Logger, now: opts.Now, metrics: metrics,
 	}
 	if err := h.SetShards(opts.Shards, opts.Frozen); err != nil {

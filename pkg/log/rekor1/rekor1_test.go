@@ -69,7 +69,8 @@ func (l *faultyLog) fail(err error) {
 	l.err = err
 }
 
-func newService(t testing.TB) *service {
+// newService serves a new log; change may set options.
+func newService(t testing.TB, change ...func(*Options)) *service {
 	t.Helper()
 	dir := tempDir(t)
 	logger := slog.New(slog.DiscardHandler)
@@ -97,7 +98,11 @@ func newService(t testing.TB) *service {
 		t.Fatal(err)
 	}
 	s := &service{log: l, index: x, faults: &faultyLog{Log: l}}
-	h, err := New(Options{Shards: []Shard{{Log: s.faults, Index: x}}, Body: limit.Body{Max: 1 << 20}, Logger: logger, Registerer: prometheus.NewRegistry()})
+	opts := Options{Shards: []Shard{{Log: s.faults, Index: x}}, Body: limit.Body{Max: 1 << 20}, Logger: logger, Registerer: prometheus.NewRegistry()}
+	for _, c := range change {
+		c(&opts)
+	}
+	h, err := New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
