@@ -18,6 +18,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/attestry/attestry/internal/server"
+	"github.com/attestry/attestry/pkg/log/entry"
 	"github.com/attestry/attestry/pkg/stack"
 )
 
@@ -29,7 +30,8 @@ const memoryLimit = 160 << 20
 
 type upFlags struct {
 	dir, listen, url, fence, caConfig, metrics, issuer string
-	ephemeral, demo                                    bool
+	kinds                                              []string
+	attestations, ephemeral, demo                      bool
 }
 
 func newUpCommand() *cobra.Command {
@@ -55,6 +57,8 @@ The first run makes every key and the TUF repository under --dir, later runs go 
 	flags.BoolVar(&f.ephemeral, "ephemeral", false, "work in a temporary directory and remove it at the end")
 	flags.StringVar(&f.caConfig, "ca-config", "", "issuer file of the CA (Fulcio's config.yaml), beside the development issuer")
 	flags.BoolVar(&f.demo, "demo", false, "start, sign and verify a file, say what happened, and stop; without --dir in a temporary directory")
+	flags.StringSliceVar(&f.kinds, "kinds", nil, "entry kinds that the Rekor v1 log takes, as in hashedrekord,intoto:0.0.2 (default hashedrekord, dsse, intoto)")
+	flags.BoolVar(&f.attestations, "attestations", false, "keep the payloads of intoto entries and the messages of cose ones, and return them with the entry")
 	flags.StringVar(&f.metrics, "metrics", "", "address of a second listener with /metrics, /healthz and /readyz")
 	flags.StringVar(&f.issuer, "issuer", "loopback", "development issuer: loopback (refuse a listener that others can reach), any (allow it: whoever reaches it signs as anyone), off")
 	return cmd
@@ -76,6 +80,10 @@ func up(ctx context.Context, f upFlags, stdout, stderr io.Writer) (err error) {
 		}
 		defer func() { err = errors.Join(err, removeAll(f.dir)) }()
 	}
+	kinds, err := entry.ParseKinds(f.kinds)
+	if err != nil {
+		return fmt.Errorf("--kinds: %w", err)
+	}
 	if f.dir, err = filepath.Abs(f.dir); err != nil {
 		return fmt.Errorf("--dir: %w", err)
 	}
@@ -87,7 +95,7 @@ func up(ctx context.Context, f upFlags, stdout, stderr io.Writer) (err error) {
 	defer ln.Close()
 	opts := stack.Options{
 		Dir: f.dir, FenceDir: f.fence, URL: f.url, Listen: ln.Addr().String(), CAConfig: f.caConfig,
-		Issuer: stack.IssuerMode(f.issuer), Logger: logger, Registerer: nil,
+		Issuer: stack.IssuerMode(f.issuer), Kinds: kinds, Attestations: f.attestations, Logger: logger, Registerer: nil,
 	}
 	var ops net.Listener
 	reg := prometheus.NewRegistry()

@@ -7,6 +7,8 @@ import (
 
 	"github.com/attestry/attestry/internal/config"
 	"github.com/attestry/attestry/internal/limit"
+	"github.com/attestry/attestry/pkg/log/entry"
+	"github.com/attestry/attestry/pkg/log/rekor1"
 	"github.com/attestry/attestry/pkg/stack"
 )
 
@@ -32,6 +34,15 @@ type serverConfig struct {
 	Rekor1 struct {
 		// Key signs checkpoints and SETs: file:PATH, ECDSA P-256. Empty: no Rekor v1 log.
 		Key string `mapstructure:"key"`
+		// Kinds are the entry kinds to take, such as hashedrekord (every version) and intoto:0.0.2.
+		// Entries of other kinds stay readable. Default hashedrekord, dsse and intoto, which signing
+		// clients send; each of the others lets anybody have archives and foreign formats unpacked here.
+		Kinds []string `mapstructure:"kinds"`
+		// Attestations keeps the payloads of intoto entries and the messages of cose ones beside
+		// the tree, in dir/rekor1/attestations, and reads return them. Default false, upstream's.
+		Attestations bool `mapstructure:"attestations"`
+		// MaxAttestation is how many bytes an attestation may have; a larger one is not kept. Default 100 KiB.
+		MaxAttestation int `mapstructure:"max-attestation"`
 	} `mapstructure:"rekor1"`
 	Rekor2 struct {
 		// Key signs checkpoints: file:PATH, ECDSA P-256 or Ed25519. Empty: no Rekor v2 log.
@@ -74,6 +85,7 @@ type serverConfig struct {
 func defaults() *serverConfig {
 	c := &serverConfig{Listen: "127.0.0.1:3000", OpsListen: "127.0.0.1:2112", ShutdownGrace: 8 * time.Second}
 	c.CT.Shard = "main"
+	c.Rekor1.MaxAttestation = rekor1.DefaultMaxAttestation
 	l := stack.DefaultLimits()
 	c.Limits.Rekor1Body, c.Limits.Rekor2Body, c.Limits.CTBody = l.Rekor1Body, l.Rekor2Body, l.CTBody
 	c.Limits.BodyTime, c.Limits.BodiesInFlight = l.BodyTime, l.BodiesInFlight
@@ -102,6 +114,12 @@ func (c *serverConfig) Validate() error {
 	}
 	if c.Rekor1.Key != "" && c.Rekor1.Key == c.Rekor2.Key {
 		p.Addf("rekor1.key and rekor2.key must differ: one key may not sign two trees")
+	}
+	if _, err := entry.ParseKinds(c.Rekor1.Kinds); err != nil {
+		p.Addf("rekor1.kinds: %w", err)
+	}
+	if c.Rekor1.MaxAttestation <= 0 {
+		p.Addf("rekor1.max-attestation %d is not positive; turn rekor1.attestations off to keep none", c.Rekor1.MaxAttestation)
 	}
 	if c.CT.Key != "" && (c.CT.Key == c.Rekor1.Key || c.CT.Key == c.Rekor2.Key) {
 		p.Addf("ct.key must differ from the Rekor keys: one key may not sign two trees")

@@ -29,6 +29,7 @@ import (
 	"github.com/attestry/attestry/internal/config"
 	"github.com/attestry/attestry/internal/server"
 	"github.com/attestry/attestry/internal/signer"
+	"github.com/attestry/attestry/pkg/log/entry"
 	"github.com/attestry/attestry/pkg/stack"
 )
 
@@ -104,6 +105,9 @@ func (c *serverConfig) logs() (stack.LogsOptions, error) {
 	var err error
 	o.Limits, err = c.limits()
 	errs = append(errs, err)
+	o.Rekor1Kinds, err = entry.ParseKinds(c.Rekor1.Kinds)
+	errs = append(errs, err)
+	o.Rekor1Attestations, o.Rekor1MaxAttestation = c.Rekor1.Attestations, c.Rekor1.MaxAttestation
 	var password []byte
 	if c.KeyPasswordFile != "" {
 		if password, err = os.ReadFile(c.KeyPasswordFile); err != nil {

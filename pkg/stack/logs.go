@@ -38,6 +38,10 @@ type LogsOptions struct {
 	CTShard                     string
 	CTRoots                     [][]byte // accepted roots, DER
 
+	Rekor1Kinds          entry.Kinds // what the Rekor v1 log takes; the zero value is the defaults
+	Rekor1Attestations   bool        // keep attestations of intoto and cose entries, in Dir/rekor1/attestations
+	Rekor1MaxAttestation int         // bytes of one; 0 is rekor1.DefaultMaxAttestation
+
 	Limits     Limits
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -152,8 +156,15 @@ func (l *Logs) serveRekor1(ctx context.Context, opened *log.Log, bounds bounds) 
 	if err := l.index.CaughtUp(ctx, opened.Checkpoint().Size); err != nil {
 		return err
 	}
+	var attestations rekor1.Attestations
+	if l.opts.Rekor1Attestations {
+		if attestations, err = rekor1.OpenDirectory(filepath.Join(l.opts.Dir, "rekor1", "attestations")); err != nil {
+			return err
+		}
+	}
 	l.rekor1, err = rekor1.New(rekor1.Options{
 		Shards: []rekor1.Shard{{Log: opened, Index: l.index}}, Body: bounds.body(l.opts.Limits.Rekor1Body), Callers: bounds.callers, Verify: bounds.verify,
+		Kinds: l.opts.Rekor1Kinds, Attestations: attestations, MaxAttestation: l.opts.Rekor1MaxAttestation,
 		Logger: l.opts.Logger, Registerer: l.opts.Registerer,
 	})
 	return err

@@ -23,6 +23,7 @@ import (
 	"github.com/attestry/attestry/internal/issuer"
 	"github.com/attestry/attestry/pkg/ca"
 	"github.com/attestry/attestry/pkg/log"
+	"github.com/attestry/attestry/pkg/log/entry"
 	"github.com/attestry/attestry/pkg/trust"
 	"github.com/attestry/attestry/pkg/tsa"
 )
@@ -44,6 +45,9 @@ type Options struct {
 	Listen   string // host:port that the caller listens on
 	CAConfig string // issuer file of the CA beside the development issuer; "" for none
 	Issuer   IssuerMode
+
+	Kinds        entry.Kinds // what the Rekor v1 log takes; the zero value is the defaults
+	Attestations bool        // the Rekor v1 log keeps attestations
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil for none
@@ -130,6 +134,7 @@ func (s *Stack) logsOptions(m *material) LogsOptions {
 		Dir: filepath.Join(s.opts.Dir, "log"), FenceDir: s.opts.FenceDir, Host: s.url.Hostname(),
 		Rekor1Key: m.rekor1, Rekor2Key: m.rekor2, CTKey: m.ct,
 		CTShard: ctShard, CTRoots: [][]byte{m.caChain[len(m.caChain)-1].Raw}, Limits: upLimits(),
+		Rekor1Kinds: s.opts.Kinds, Rekor1Attestations: s.opts.Attestations,
 		Logger: s.opts.Logger, Registerer: s.opts.Registerer, Now: s.opts.Now,
 	}
 }
