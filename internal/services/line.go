@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Line is the network between a client and a server, which can fail as networks do.
@@ -15,6 +16,7 @@ type Line struct {
 	cutting bool
 	passing int           // answers until the cut
 	held    chan struct{} // closed when answers pass again; nil when they do
+	late    time.Duration // how long answers take
 	clients []net.Conn
 }
 
@@ -75,7 +77,7 @@ func (l *Line) answers(ctx context.Context, client, server net.Conn) {
 			return
 		}
 		l.mu.Lock()
-		cut, held := l.cutting && l.passing <= 0, l.held
+		cut, held, late := l.cutting && l.passing <= 0, l.held, l.late
 		l.passing--
 		l.mu.Unlock()
 		if cut {
@@ -84,6 +86,13 @@ func (l *Line) answers(ctx context.Context, client, server net.Conn) {
 		if held != nil {
 			select {
 			case <-held:
+			case <-ctx.Done():
+				return
+			}
+		}
+		if late > 0 {
+			select {
+			case <-time.After(late):
 			case <-ctx.Done():
 				return
 			}
@@ -120,6 +129,13 @@ func (l *Line) Hold(on bool) {
 		close(l.held)
 		l.held = nil
 	}
+}
+
+// Late makes every answer come d later.
+func (l *Line) Late(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.late = d
 }
 
 // Break closes all connections at once, the client's side first.
