@@ -1,5 +1,6 @@
-// Package tiles keeps a log's tree as tiles in a directory, on Tessera's POSIX driver: a tree
-// for Rekor in the layout of c2sp.org/tlog-tiles, one for CT in that of c2sp.org/static-ct-api.
+// Package tiles keeps a log's tree as tiles, on Tessera's drivers: in a directory (Tree), or in a
+// bucket of an S3 API with MySQL beside it (S3Tree). A tree for Rekor has the layout of
+// c2sp.org/tlog-tiles, one for CT that of c2sp.org/static-ct-api.
 package tiles
 
 import (
@@ -8,10 +9,12 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
 	"github.com/transparency-dev/tessera"
+	"github.com/transparency-dev/tessera/api/layout"
 	"github.com/transparency-dev/tessera/storage/posix"
 	"golang.org/x/mod/sumdb/note"
 
@@ -20,9 +23,7 @@ import (
 
 // Tree is a log.TileTree in one directory.
 type Tree struct {
-	ct      bool
-	add     tessera.AddFn
-	addCT   func(context.Context, *log.Submission) tessera.IndexFuture
+	add     addFunc
 	reader  tessera.LogReader
 	books   *bookkeeper
 	stopped context.CancelFunc
@@ -46,23 +47,37 @@ func Open(ctx context.Context, dir string, kind log.Kind) (*Tree, error) {
 		return nil, fmt.Errorf("opening tiles in %s: %w", dir, err)
 	}
 	books := &bookkeeper{}
-	opts := tessera.NewAppendOptions().
-		WithCheckpointSigner(books).
-		WithCheckpointInterval(publishInterval).
-		WithBatching(log.MaxBatch, batchAge).
-		WithPushback(8 * log.MaxBatch)
-	if kind == log.CT {
-		opts = opts.WithCTLayout()
-	}
-	appender, _, reader, err := tessera.NewAppender(ctx, driver, opts)
+	appender, _, reader, err := tessera.NewAppender(ctx, driver, appendOptions(kind, books, 8*log.MaxBatch))
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("opening tiles in %s: %w", dir, err)
 	}
-	t := &Tree{ct: kind == log.CT, add: appender.Add, reader: reader, books: books, stopped: cancel}
-	addCT := tessera.NewCertificateTransparencyAppender(appender)
-	t.addCT = func(ctx context.Context, s *log.Submission) tessera.IndexFuture { return addCT(ctx, s.CT) }
-	return t, nil
+	return &Tree{add: adding(appender, kind), reader: reader, books: books, stopped: cancel}, nil
+}
+
+// addFunc hands one submission to Tessera.
+type addFunc func(context.Context, *log.Submission) tessera.IndexFuture
+
+func adding(appender *tessera.Appender, kind log.Kind) addFunc {
+	if kind == log.CT {
+		add := tessera.NewCertificateTransparencyAppender(appender)
+		return func(ctx context.Context, s *log.Submission) tessera.IndexFuture { return add(ctx, s.CT) }
+	}
+	return func(ctx context.Context, s *log.Submission) tessera.IndexFuture {
+		return appender.Add(ctx, tessera.NewEntry(s.Data))
+	}
+}
+
+func appendOptions(kind log.Kind, books *bookkeeper, maxOutstanding uint) *tessera.AppendOptions {
+	opts := tessera.NewAppendOptions().
+		WithCheckpointSigner(books).
+		WithCheckpointInterval(publishInterval).
+		WithBatching(log.MaxBatch, batchAge).
+		WithPushback(maxOutstanding)
+	if kind == log.CT {
+		opts = opts.WithCTLayout()
+	}
+	return opts
 }
 
 // closeWait bounds how long Close waits for a file that Tessera is writing.
@@ -95,11 +110,7 @@ func (t *Tree) Close() error {
 func (t *Tree) Append(ctx context.Context, batch []log.Submission) ([]uint64, error) {
 	futures := make([]tessera.IndexFuture, len(batch))
 	for i := range batch {
-		if t.ct {
-			futures[i] = t.addCT(ctx, &batch[i])
-		} else {
-			futures[i] = t.add(ctx, tessera.NewEntry(batch[i].Data))
-		}
+		futures[i] = t.add(ctx, &batch[i])
 	}
 	indexes := make([]uint64, len(batch))
 	var errs []error
@@ -125,12 +136,44 @@ func (t *Tree) Queued(ctx context.Context) (uint64, error) { return t.Size(ctx) 
 
 // Tile implements log.TileTree.
 func (t *Tree) Tile(ctx context.Context, level, index uint64, width uint8) ([]byte, error) {
-	return t.reader.ReadTile(ctx, level, index, width)
+	return atLeast(ctx, level, index, width, t.Size, func(ctx context.Context, width uint8) ([]byte, error) {
+		return t.reader.ReadTile(ctx, level, index, width)
+	})
 }
 
 // Bundle implements log.Tree.
 func (t *Tree) Bundle(ctx context.Context, index uint64, width uint8) ([]byte, error) {
-	return t.reader.ReadEntryBundle(ctx, index, width)
+	return atLeast(ctx, 0, index, width, t.Size, func(ctx context.Context, width uint8) ([]byte, error) {
+		return t.reader.ReadEntryBundle(ctx, index, width)
+	})
+}
+
+// atLeast reads a tile or an entry bundle of at least width elements (0 means 256). Tessera stores a
+// partial one only for the sizes at which an integration ended, and collects it once the full one is
+// there; so where none has just that width, one of these two is the answer.
+func atLeast(ctx context.Context, level, index uint64, width uint8, size func(context.Context) (uint64, error),
+	read func(context.Context, uint8) ([]byte, error)) ([]byte, error) {
+	raw, err := read(ctx, width)
+	if width == 0 || !errors.Is(err, os.ErrNotExist) {
+		return raw, err
+	}
+	if raw, err = read(ctx, 0); !errors.Is(err, os.ErrNotExist) {
+		return raw, err
+	}
+	for range 3 { // the tree may outgrow what is read
+		n, sizeErr := size(ctx)
+		if sizeErr != nil {
+			return nil, sizeErr
+		}
+		elements := n >> (layout.TileHeight * level)
+		if elements < index*layout.TileWidth+uint64(width) {
+			return nil, err
+		}
+		if raw, err = read(ctx, layout.PartialTileSize(level, index, n)); !errors.Is(err, os.ErrNotExist) {
+			return raw, err
+		}
+	}
+	return nil, err
 }
 
 // bookkeeper makes Tessera's own checkpoint file well-formed. It holds no key.
@@ -163,4 +206,7 @@ func (b *bookkeeper) close() []byte {
 	return b.last
 }
 
-var _ note.Signer = (*bookkeeper)(nil)
+var (
+	_ note.Signer  = (*bookkeeper)(nil)
+	_ log.TileTree = (*Tree)(nil)
+)
