@@ -1,6 +1,7 @@
 package log
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -96,7 +97,7 @@ func (l *Log) run(ctx context.Context) {
 				return
 			}
 			l.opts.Logger.Error("an append failed; reading back what is stored", "err", err)
-			l.stop(errRecovering)
+			l.stop(whileRecovering(err))
 			l.failAll()
 			if err = l.recover(ctx); err == nil {
 				break
@@ -109,6 +110,14 @@ func (l *Log) run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// whileRecovering is what submitters are told after err.
+func whileRecovering(err error) error {
+	if fault.KindOf(err) == fault.Unavailable {
+		return err
+	}
+	return errRecovering
 }
 
 // halts stops the log for good when err says so.
@@ -388,12 +397,32 @@ func (l *Log) commit(ctx context.Context, size uint64, fresh nodes) (*Checkpoint
 	if err := l.key.advance(ctx, Record{Size: size, Root: root, Promised: max(size, l.key.record().Promised)}); err != nil {
 		return nil, err
 	}
+	return l.signTree(ctx, v)
+}
+
+// signTree returns the checkpoint of the fence's tree, v, with the cosignatures of a quorum where the log has
+// witnesses. Without a quorum there is no checkpoint (fail closed): the tree stays where it is in the fence, and
+// recovery asks again. Rekor v1 checkpoints carry one signature only, and an empty tree says nothing that a witness could hold against it.
+func (l *Log) signTree(ctx context.Context, v *view) (*Checkpoint, error) {
 	now := l.opts.Now()
 	note, err := l.key.checkpoint(now)
 	if err != nil {
 		return nil, err
 	}
-	return &Checkpoint{Size: size, Root: root, Note: note, Time: now, view: v}, nil
+	if l.opts.Cosigner != nil && l.opts.Kind != Rekor1 && v.size > 0 {
+		if l.opts.WitnessKey != nil {
+			text := note[:bytes.Index(note, []byte("\n\n"))+1]
+			line, err := ed25519Line(text, l.opts.Name, l.opts.WitnessKey)
+			if err != nil {
+				return nil, err
+			}
+			note = append(note, line...)
+		}
+		if note, err = l.opts.Cosigner.Cosign(ctx, note, v.size, v.consistency); err != nil {
+			return nil, fault.New(fault.Unavailable, "no_witness_quorum", err, "the log's witnesses have not cosigned yet; try again")
+		}
+	}
+	return &Checkpoint{Size: v.size, Root: *v.rooted, Note: note, Time: now, view: v}, nil
 }
 
 func (l *Log) receipt(index uint64, integrated int64) Receipt {

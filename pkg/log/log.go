@@ -81,7 +81,12 @@ type Options struct {
 	// Frozen is the last tree of a log that Freeze ended: it takes no entry again, and Open fails when
 	// the tree is another. Nil for a log that grows.
 	Frozen *Record
-	Logger *slog.Logger
+	// Cosigner has every checkpoint cosigned by witnesses before it is published; nil for none. Rekor v1 checkpoints are
+	// never: their verifiers refuse a second signature.
+	Cosigner Cosigner
+	// WitnessKey adds an Ed25519 line of the same name for witnesses that know no ECDSA; nil for none.
+	WitnessKey crypto.Signer
+	Logger     *slog.Logger
 	// Registerer takes the log's metrics; nil for none.
 	Registerer prometheus.Registerer
 	// Now is the clock of integratedTime and tree heads; nil for time.Now.

@@ -43,6 +43,7 @@ type house struct {
 	postgres string // URI of the database; "" for SQLite
 	db       *database.DB
 	shut     func() // closes a replica
+	change   func(*log.Options)
 
 	tree  *faultyTree
 	fence *faultyFence
@@ -113,6 +114,9 @@ func (h *house) options() log.Options {
 	opts.Queued, opts.DB = h.queued, h.db
 	if h.kind == log.Rekor1 {
 		opts.Origin, opts.TreeID = "log.example - 42", 42
+	}
+	if h.change != nil {
+		h.change(&opts)
 	}
 	return opts
 }

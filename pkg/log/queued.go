@@ -69,12 +69,11 @@ func (l *Log) observe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	now := l.opts.Now()
-	note, err := l.key.checkpoint(now)
+	cp, err := l.signTree(ctx, v)
 	if err != nil {
 		return err
 	}
-	l.publish(&Checkpoint{Size: record.Size, Root: record.Root, Note: note, Time: now, view: v})
+	l.publish(cp)
 	return nil
 }
 
@@ -202,8 +201,8 @@ func (l *Log) hold(ctx context.Context) {
 			if !errors.Is(err, errFollow) {
 				l.metrics.faults.Inc()
 				l.opts.Logger.Error("the log lost its step; reading back what is stored", "err", err)
-				l.stop(errRecovering)
-				l.expire()
+				l.stop(whileRecovering(err))
+				l.expire(whileRecovering(err))
 			}
 			pause = min(max(2*pause, 50*time.Millisecond), 2*time.Second)
 		} else {
@@ -216,13 +215,13 @@ func (l *Log) hold(ctx context.Context) {
 }
 
 // expire answers what has been in flight for longer than patience: it is in the queue or the tree, but nobody knows for how long.
-func (l *Log) expire() {
+func (l *Log) expire(err error) {
 	now := l.opts.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range l.inFlight {
 		if now.Sub(p.received) > l.patience {
-			p.err = errRecovering
+			p.err = err
 			l.land(p)
 		}
 	}
