@@ -1,9 +1,12 @@
 package log_test
 
 import (
+	"context"
+	"crypto"
+	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,55 +16,110 @@ import (
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/services"
 	"github.com/attestry/attestry/pkg/log"
+	"github.com/attestry/attestry/pkg/log/logtest"
 	"github.com/attestry/attestry/pkg/log/tiles"
+	"github.com/attestry/attestry/pkg/log/trillian"
 )
 
+// store is where the replicas of a log keep its tree.
+type store struct {
+	name  string
+	kinds []string // of log
+	slow  bool     // integrates once a second
+	// tree makes an empty tree, which what it returns opens.
+	tree func(t *testing.T, kind log.Kind) func(ctx context.Context) (logtest.OpenTree, error)
+}
+
+var stores = []store{
+	{"posix", []string{"rekor1", "rekor2", "ct"}, false, func(t *testing.T, kind log.Kind) func(context.Context) (logtest.OpenTree, error) {
+		dir := tempDir(t)
+		return func(ctx context.Context) (logtest.OpenTree, error) { return tiles.Open(ctx, dir, kind) }
+	}},
+	{"trillian", []string{"rekor1"}, false, func(t *testing.T, _ log.Kind) func(context.Context) (logtest.OpenTree, error) {
+		service := services.Trillian(t, services.Postgres(t))
+		o := trillian.Options{Address: service.Address}
+		var err error
+		if o.TreeID, err = trillian.CreateTree(t.Context(), o, "rekor"); err != nil {
+			t.Fatal(err)
+		}
+		return func(ctx context.Context) (logtest.OpenTree, error) { return trillian.Open(ctx, o) }
+	}},
+	{"trillian-embedded", []string{"rekor1"}, false, func(t *testing.T, _ log.Kind) func(context.Context) (logtest.OpenTree, error) {
+		o := trillian.EmbeddedOptions{URI: services.Postgres(t), Name: "rekor"}
+		return func(ctx context.Context) (logtest.OpenTree, error) { return trillian.OpenEmbedded(ctx, o) }
+	}},
+	{"s3", []string{"rekor1", "ct"}, true, func(t *testing.T, kind log.Kind) func(context.Context) (logtest.OpenTree, error) {
+		gateway := services.VersityGW(t)
+		o := tiles.S3Options{
+			Endpoint: gateway.Endpoint, Bucket: gateway.Bucket, PathStyle: true,
+			AccessKey: gateway.AccessKey, SecretKey: gateway.SecretKey, MySQLDSN: services.MariaDB(t),
+		}
+		return func(ctx context.Context) (logtest.OpenTree, error) { return tiles.OpenS3(ctx, o, kind) }
+	}},
+}
+
 // site is one log that several processes run: one tree, one PostgreSQL with rows and fence. Each
-// replica is a house that shares what was signed and answered.
+// replica is a house of its own.
 type site struct {
 	t        *testing.T
-	first    *house
+	kind     log.Kind
+	key      crypto.Signer
 	server   *services.PostgresServer
 	uri      string
+	tree     func(ctx context.Context) (logtest.OpenTree, error)
+	slow     bool
 	replicas []*house
 }
 
-func newSite(t *testing.T, kind log.Kind, replicas int) *site {
-	s := &site{t: t, first: newHouse(t, kind), server: services.StartPostgres(t)}
-	s.uri = s.server.Database(t)
-	for range replicas {
-		s.replicas = append(s.replicas, s.open())
+// sites runs a test on two replicas of each kind of log in each store.
+func sites(t *testing.T, run func(t *testing.T, s *site)) {
+	for _, store := range stores {
+		if testing.Short() && store.name != "posix" {
+			continue
+		}
+		for i, kind := range store.kinds {
+			if i > 0 && os.Getenv("ATTESTRY_LONG") == "" {
+				break // one kind of log in each store is enough between two long runs
+			}
+			t.Run(store.name+"/"+kind, func(t *testing.T) {
+				s := &site{t: t, kind: kinds[kind], key: newHouse(t, kinds[kind]).key, server: services.StartPostgres(t), slow: store.slow}
+				s.uri, s.tree = s.server.Database(t), store.tree(t, s.kind)
+				s.replicas = []*house{s.open(), s.open()}
+				run(t, s)
+			})
+		}
 	}
-	return s
 }
 
 // open starts another replica.
 func (s *site) open() *house {
 	s.t.Helper()
-	h := &house{t: s.t, dir: s.first.dir, kind: s.first.kind, key: s.first.key, queued: true, signed: map[uint64][32]byte{}, acked: map[string]log.Receipt{}}
+	ctx := s.t.Context()
+	h := &house{t: s.t, dir: tempDir(s.t), kind: s.kind, key: s.key, queued: true, signed: map[uint64][32]byte{}, acked: map[string]log.Receipt{}}
 	var err error
-	if h.db, err = database.Open(s.t.Context(), s.uri, database.Options{Schema: "site"}); err != nil {
+	if h.db, err = database.Open(ctx, s.uri, database.Options{Schema: "site"}); err != nil {
 		s.t.Fatal(err)
 	}
-	fence, err := log.OpenPostgresFence(s.t.Context(), h.db)
+	fence, err := log.OpenPostgresFence(ctx, h.db)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if h.tiles, err = tiles.Open(s.t.Context(), filepath.Join(h.dir, "tiles"), h.kind); err != nil {
+	tree, err := s.tree(ctx)
+	if err != nil {
 		s.t.Fatal(err)
 	}
-	h.tree, h.fence = &faultyTree{TileTree: h.tiles}, &faultyFence{Fence: fence}
-	opts := h.options()
-	opts.Logger = slog.New(slog.NewTextHandler(s.t.Output(), nil))
-	if h.log, err = log.Open(s.t.Context(), opts); err != nil {
+	h.change = func(o *log.Options) {
+		o.Tree, o.Fence, o.Logger = tree, fence, slog.New(slog.NewTextHandler(s.t.Output(), nil))
+	}
+	if h.log, err = log.Open(ctx, h.options()); err != nil {
 		s.t.Fatal(err)
 	}
 	var closed sync.Once
 	h.shut = func() {
 		closed.Do(func() {
-			h.log.Close()
-			h.tiles.Close()
-			h.db.Close()
+			if err := errors.Join(h.log.Close(), tree.Close(), h.db.Close()); err != nil {
+				s.t.Error(err)
+			}
 		})
 	}
 	s.t.Cleanup(h.shut)
@@ -104,41 +162,41 @@ func (s *site) verify() {
 }
 
 func TestTheSameEntryAddedOnTwoReplicasIsOneLeaf(t *testing.T) {
-	for kindName, kind := range kinds {
-		t.Run(kindName, func(t *testing.T) {
-			s := newSite(t, kind, 2)
-			for round := range 5 {
-				text := fmt.Sprintf("keyed %d", round)
-				var firsts atomic.Int32
-				var wg sync.WaitGroup
-				for i := range 100 {
-					wg.Go(func() {
-						h := s.replicas[i%2]
-						receipt, err := h.log.Add(t.Context(), h.submission(text))
-						if err != nil {
-							t.Error(err)
-							return
-						}
-						if !receipt.Duplicate {
-							firsts.Add(1)
-						}
-						if receipt.Index != uint64(round) {
-							t.Errorf("%q got index %d, want %d", text, receipt.Index, round)
-						}
-					})
-				}
-				wg.Wait()
-				if firsts.Load() != 1 {
-					t.Errorf("%d replies say that %q was new", firsts.Load(), text)
-				}
+	sites(t, func(t *testing.T, s *site) {
+		for round := range 5 {
+			text := fmt.Sprintf("keyed %d", round)
+			var firsts atomic.Int32
+			var wg sync.WaitGroup
+			for i := range 100 {
+				wg.Go(func() {
+					h := s.replicas[i%2]
+					receipt, err := h.log.Add(t.Context(), h.submission(text))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if !receipt.Duplicate {
+						firsts.Add(1)
+					}
+					if receipt.Index != uint64(round) {
+						t.Errorf("%q got index %d, want %d", text, receipt.Index, round)
+					}
+				})
 			}
-			s.verify()
-		})
-	}
+			wg.Wait()
+			if firsts.Load() != 1 {
+				t.Errorf("%d replies say that %q was new", firsts.Load(), text)
+			}
+		}
+		s.verify()
+	})
 }
 
 // load adds n entries on each replica, some of them on all, from eight clients a replica.
 func (s *site) load(name string, n int) {
+	if s.slow {
+		n /= 8
+	}
 	var wg sync.WaitGroup
 	for r, h := range s.replicas {
 		for c := range 8 {
@@ -157,91 +215,89 @@ func (s *site) load(name string, n int) {
 }
 
 func TestReplicasUnderLoadAreOneLog(t *testing.T) {
-	for kindName, kind := range kinds {
-		t.Run(kindName, func(t *testing.T) {
-			s := newSite(t, kind, 2)
-			s.load("at ease", 160)
-			s.verify()
+	sites(t, func(t *testing.T, s *site) {
+		s.load("at ease", 160)
+		s.verify()
 
-			// The session that holds the lead is ended from outside, several times.
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				s.load("without sessions", 320)
-			}()
-			for range 5 {
-				if _, err := s.replicas[0].db.ExecContext(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()`); err != nil {
-					t.Log(err)
-				}
-				select {
-				case <-done:
-				case <-time.After(100 * time.Millisecond):
-				}
+		// The session that holds the lead is ended from outside, several times.
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.load("without sessions", 320)
+		}()
+		for range 5 {
+			if _, err := s.replicas[0].db.ExecContext(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()`); err != nil {
+				t.Log(err)
 			}
-			<-done
-			s.verify()
-
-			// The database dies and comes back.
-			done = make(chan struct{})
-			go func() {
-				defer close(done)
-				s.load("without a database", 320)
-			}()
-			s.server.Kill()
-			if err := s.server.Start(); err != nil {
-				t.Fatal(err)
+			select {
+			case <-done:
+			case <-time.After(100 * time.Millisecond):
 			}
-			<-done
-			s.verify()
+		}
+		<-done
+		s.verify()
 
-			// One replica leaves, another comes.
-			s.replicas[0].shut()
-			s.replicas = append(s.replicas[1:], s.open())
-			s.load("in new company", 80)
-			s.verify()
-		})
-	}
+		// The database dies and comes back.
+		done = make(chan struct{})
+		go func() {
+			defer close(done)
+			s.load("without a database", 320)
+		}()
+		s.server.Kill()
+		if err := s.server.Start(); err != nil {
+			t.Fatal(err)
+		}
+		<-done
+		s.verify()
+
+		// One replica leaves, another comes.
+		s.replicas[0].shut()
+		s.replicas = append(s.replicas[1:], s.open())
+		s.load("in new company", 80)
+		s.verify()
+	})
 }
 
 func TestOneReplicaFreezesTheLogForAll(t *testing.T) {
-	s := newSite(t, log.Rekor2, 2)
-	var answered atomic.Int64
-	begun := make(chan struct{}, 8)
-	var wg sync.WaitGroup
-	for w := range 8 {
-		wg.Go(func() {
-			for i := 0; ; i++ {
-				err := s.replicas[w%2].add(fmt.Sprintf("writer %d entry %d", w, i))
-				if fault.KindOf(err) == fault.Frozen {
-					return
+	sites(t, func(t *testing.T, s *site) {
+		var answered atomic.Int64
+		begun := make(chan struct{}, 8)
+		var wg sync.WaitGroup
+		for w := range 8 {
+			wg.Go(func() {
+				for i := 0; ; i++ {
+					err := s.replicas[w%2].add(fmt.Sprintf("writer %d entry %d", w, i))
+					if fault.KindOf(err) == fault.Frozen {
+						return
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					answered.Add(1)
+					if i == 3 {
+						begun <- struct{}{}
+					}
 				}
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				answered.Add(1)
-				if i == 3 {
-					begun <- struct{}{}
-				}
-			}
-		})
-	}
-	for range 8 {
-		<-begun
-	}
-	cp, err := s.replicas[0].log.Freeze(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	wg.Wait()
-	if uint64(answered.Load()) != cp.Size {
-		t.Errorf("%d entries were answered, the final tree has %d", answered.Load(), cp.Size)
-	}
-	for i, h := range s.replicas {
-		other, err := h.log.Freeze(t.Context())
-		if err != nil || other.Size != cp.Size || other.Root != cp.Root {
-			t.Errorf("replica %d froze another tree: %v", i, err)
+			})
 		}
-	}
-	s.verify()
+		for range 8 {
+			<-begun
+		}
+		cp, err := s.replicas[0].log.Freeze(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		if uint64(answered.Load()) != cp.Size {
+			t.Errorf("%d entries were answered, the final tree has %d", answered.Load(), cp.Size)
+		}
+		for i, h := range s.replicas {
+			other, err := h.log.Freeze(t.Context())
+			if err != nil || other.Size != cp.Size || other.Root != cp.Root {
+				t.Errorf("replica %d froze another tree: %v", i, err)
+			}
+		}
+		s.verify()
+	})
 }
