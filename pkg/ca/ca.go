@@ -56,7 +56,6 @@ type Options struct {
 type CA struct {
 	opts      Options
 	issuing   *issuing
-	log       ctLog
 	permitted map[algorithm]bool
 	chainDER  [][]byte
 	chainPEM  []string // without trailing newline
@@ -109,7 +108,7 @@ func New(o Options) (*CA, error) {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
 	if o.CT != nil {
-		if ca.log, err = newCTLog(o.CT.LogKey()); err != nil {
+		if _, err := newCTLog(o.CT.LogKey()); err != nil {
 			return nil, fmt.Errorf("ca: %w", err)
 		}
 	}

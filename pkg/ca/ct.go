@@ -22,7 +22,8 @@ type CTSubmitter interface {
 	// the SignedCertificateTimestamp as RFC 6962, section 3.2, serializes it. It returns only
 	// when the log has promised; the CA verifies the promise itself.
 	AddPreChain(ctx context.Context, chain [][]byte) (sct []byte, err error)
-	// LogKey is the key that the CA trusts to sign SCTs: ECDSA P-256 or RSA.
+	// LogKey is the key that the CA trusts to sign SCTs: ECDSA P-256 or RSA. It changes when another
+	// shard takes over.
 	LogKey() crypto.PublicKey
 }
 
@@ -75,6 +76,19 @@ type timestampedEntry struct {
 	timestampMillis uint64
 	extensions      []byte
 	encoded         []byte // version, type and entry, see encode
+}
+
+// checkSCT verifies sct with the log's keys before and after the submission, which differ when the log moved
+// to its next shard meanwhile.
+func checkSCT(sct []byte, issuerKeyHash [32]byte, tbs []byte, now time.Time, before, after crypto.PublicKey) (*timestampedEntry, error) {
+	log, err := newCTLog(before)
+	if err != nil {
+		return nil, err
+	}
+	if next, err := newCTLog(after); err == nil && next.logID != log.logID && len(sct) > 33 && [32]byte(sct[1:33]) == next.logID {
+		log = next
+	}
+	return log.check(sct, issuerKeyHash, tbs, now)
 }
 
 // check verifies sct, TLS encoding, for the precertificate entry (issuerKeyHash, tbs) at now.

@@ -103,6 +103,7 @@ func (ca *CA) promise(ctx context.Context, t tbs, bare []byte) ([]byte, *timesta
 	limited, cancel := context.WithTimeout(ctx, ctTimeout)
 	defer cancel()
 	started := time.Now()
+	before := ca.opts.CT.LogKey()
 	sct, err := ca.opts.CT.AddPreChain(limited, append([][]byte{precert}, ca.chainDER...))
 	if err != nil {
 		ca.metrics.ct("error", started)
@@ -111,7 +112,7 @@ func (ca *CA) promise(ctx context.Context, t tbs, bare []byte) ([]byte, *timesta
 		}
 		return nil, nil, fault.New(fault.Unavailable, "ct_unavailable", err, textCTL)
 	}
-	entry, err := ca.log.check(sct, ca.issuing.keyHash, bare, ca.opts.Now())
+	entry, err := checkSCT(sct, ca.issuing.keyHash, bare, ca.opts.Now(), before, ca.opts.CT.LogKey())
 	if err != nil {
 		ca.metrics.ct("bad_sct", started)
 		return nil, nil, fault.New(fault.Internal, "sct_invalid", err, textCTL)
