@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	commonpb "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
 	trustpb "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
@@ -32,6 +33,10 @@ type DeriveOptions struct {
 	Operator string
 	// OIDCIssuers are the base URLs of the identity providers, best first.
 	OIDCIssuers []string
+	// At is the time for which the legacy forms are made, which have room for one key: one that begins
+	// later is published in the trusted root and not taken for them. Zero is the end of time. A
+	// Publisher sets it at each publication.
+	At time.Time
 }
 
 // Derived is everything that clients need, made from one state of the inventory. The same
@@ -86,9 +91,9 @@ func derive(records []Record, opts DeriveOptions) (*Derived, error) {
 	config := signingConfig(records, opts, Rekor2, Rekor1)
 	d := &Derived{
 		FulcioPEM: fulcioPEM(records),
-		RekorPEM:  newestPEM(records, Rekor1),
-		CTFEPEM:   newestPEM(records, CTLog),
-		TSAPEM:    newestPEM(records, TSA),
+		RekorPEM:  newestPEM(records, Rekor1, opts.At),
+		CTFEPEM:   newestPEM(records, CTLog, opts.At),
+		TSAPEM:    newestPEM(records, TSA, opts.At),
 	}
 	for _, doc := range []struct {
 		to  *[]byte
@@ -107,7 +112,7 @@ func derive(records []Record, opts DeriveOptions) (*Derived, error) {
 			return nil, fmt.Errorf("deriving trust: %w", err)
 		}
 	}
-	d.Targets = targets(d, records)
+	d.Targets = targets(d, records, opts.At)
 	return d, nil
 }
 

@@ -31,7 +31,7 @@ type sigstoreCustom struct {
 
 // targets lists d's JSON files and the legacy target of each key. The newest active record
 // of a kind has the fixed name that old clients fall back to, older ones have their ID in it.
-func targets(d *Derived, records []Record) []Target {
+func targets(d *Derived, records []Record, at time.Time) []Target {
 	out := []Target{
 		{Name: "trusted_root.json", Data: d.TrustedRoot},
 		{Name: "signing_config.v0.2.json", Data: d.SigningConfig},
@@ -46,7 +46,7 @@ func targets(d *Derived, records []Record) []Target {
 			return
 		}
 		seen[string(data)] = true
-		if current := newest(records, r.Kind); current == nil || current.ID != r.ID {
+		if current := newest(records, r.Kind, at); current == nil || current.ID != r.ID {
 			name += "_" + strings.TrimPrefix(r.ID, string(r.Kind)+"-")
 		}
 		out = append(out, Target{Name: name + ext, Data: data, Custom: legacyCustom(r, usage)})
@@ -67,7 +67,7 @@ func targets(d *Derived, records []Record) []Target {
 		}
 	}
 	// The legacy client wants exactly one leaf among all TSA targets.
-	if r := newest(records, TSA); r != nil {
+	if r := newest(records, TSA, at); r != nil {
 		last := len(r.certs) - 1
 		add(*r, "TSA", "tsa_leaf", ".crt.pem", certsPEM(r.certs[:1]))
 		for i, cert := range r.certs[1:last] {
@@ -89,20 +89,25 @@ func legacyCustom(r Record, usage string) json.RawMessage {
 	return raw
 }
 
-// newest is the active record of kind that started last, nil when there is none. Records are
-// sorted by start.
-func newest(records []Record, kind Kind) *Record {
+// newest is the active record of kind that started last before at, or the one that will start first when
+// none has yet; nil when there is no active one. Records are sorted by start.
+func newest(records []Record, kind Kind, at time.Time) *Record {
+	var later *Record
 	for i := len(records) - 1; i >= 0; i-- {
-		if records[i].Kind == kind && records[i].State == Active {
+		if records[i].Kind != kind || records[i].State != Active {
+			continue
+		}
+		if at.IsZero() || !records[i].Start.After(at) {
 			return &records[i]
 		}
+		later = &records[i]
 	}
-	return nil
+	return later
 }
 
 // newestPEM is the key or the chain, leaf first, of the newest active record of kind.
-func newestPEM(records []Record, kind Kind) []byte {
-	r := newest(records, kind)
+func newestPEM(records []Record, kind Kind, at time.Time) []byte {
+	r := newest(records, kind, at)
 	if r == nil {
 		return nil
 	}

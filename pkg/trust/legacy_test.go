@@ -73,3 +73,51 @@ func TestLegacyClientFindsKeysByUsage(t *testing.T) {
 		t.Errorf("after a new shard: %s, want %s", got, want)
 	}
 }
+
+// TestAKeyThatIsToBeginIsPublishedAndNotInUse announces a shard ahead of time: clients of one key must stay
+// with the log that takes entries now.
+func TestAKeyThatIsToBeginIsPublishedAndNotInUse(t *testing.T) {
+	at := &clock{now: time.Now().UTC().Truncate(time.Second)}
+	inv := newInventory(t, at.Now, oneOfEach(t)...)
+	var old Record
+	for _, r := range inv.Records() {
+		if r.Kind == Rekor1 {
+			old = r
+		}
+	}
+	next := logRecord(t, Rekor1, old.URL)
+	next.Start = at.Now().Add(time.Hour)
+	second := logRecord(t, Rekor2, "https://log2.example")
+	second.Start = next.Start
+	if _, err := inv.Add(next, second); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		at   time.Time
+		want string
+	}{
+		{"before its beginning", at.Now(), old.PublicKeyPEM},
+		{"from its beginning on", next.Start, next.PublicKeyPEM},
+		{"at the end of time", time.Time{}, next.PublicKeyPEM},
+		{"when the clock is before all of them", time.Unix(1, 0), old.PublicKeyPEM},
+	} {
+		d, err := Derive(inv, DeriveOptions{At: tt.at})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(d.RekorPEM) != tt.want {
+			t.Errorf("%s rekor.pem is\n%s", tt.name, d.RekorPEM)
+		}
+		for _, target := range d.Targets {
+			if target.Name == "rekor.pub" && string(target.Data) != tt.want {
+				t.Errorf("%s rekor.pub is\n%s", tt.name, target.Data)
+			}
+		}
+		config := string(d.SigningConfig)
+		_, logs, _ := strings.Cut(config, `"rekorTlogUrls"`)
+		if _, first, _ := strings.Cut(logs, `"url": "`); !strings.HasPrefix(first, "https://log2.example\"") {
+			t.Errorf("%s the signing config does not announce the new log:\n%s", tt.name, config)
+		}
+	}
+}

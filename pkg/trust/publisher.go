@@ -214,7 +214,9 @@ func (p *Publisher) Publish(ctx context.Context, inv *Inventory) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	records := inv.Records()
-	derived, err := derive(records, p.opts.Derive)
+	opts := p.opts.Derive
+	opts.At = p.opts.Now()
+	derived, err := derive(records, opts)
 	if err != nil {
 		return err
 	}
