@@ -10,8 +10,8 @@ import (
 )
 
 func newLogCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "log", Short: "Look after the transparency logs of a stopped instance"}
-	cmd.AddCommand(newLogAdoptCommand())
+	cmd := &cobra.Command{Use: "log", Short: "Look after the transparency logs of an instance"}
+	cmd.AddCommand(newLogAdoptCommand(), newLogShardCommand(), newLogListCommand())
 	return cmd
 }
 
@@ -45,7 +45,7 @@ Every entry is read and hashed before the new fence is written. The instance mus
 	flags := cmd.Flags()
 	flags.StringVar(&dir, "dir", "./attestry-data", "directory of the instance")
 	flags.StringVar(&fence, "fence", "", "directory of the logs' fence (default DIR/fence)")
-	flags.StringVar(&name, "log", "", "the log: rekor1, rekor2 or ct-main")
+	flags.StringVar(&name, "log", "", "the log: rekor1, rekor2, ct-main, or another that `attestry log list` names")
 	flags.Uint64Var(&size, "size", 0, "entries that the log must have")
 	cmd.MarkFlagRequired("log")
 	cmd.MarkFlagRequired("size")

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"fmt"
 	"net/url"
 	"strings"
 	"time"
 
 	"github.com/attestry/attestry/internal/config"
 	"github.com/attestry/attestry/internal/limit"
+	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/entry"
 	"github.com/attestry/attestry/pkg/log/rekor1"
 	"github.com/attestry/attestry/pkg/stack"
@@ -32,8 +34,6 @@ type serverConfig struct {
 	KeyPasswordFile string `mapstructure:"key-password-file"`
 
 	Rekor1 struct {
-		// Key signs checkpoints and SETs: file:PATH, ECDSA P-256. Empty: no Rekor v1 log.
-		Key string `mapstructure:"key"`
 		// Kinds are the entry kinds to take, such as hashedrekord (every version) and intoto:0.0.2.
 		// Entries of other kinds stay readable. Default hashedrekord, dsse and intoto, which signing
 		// clients send; each of the others lets anybody have archives and foreign formats unpacked here.
@@ -43,10 +43,22 @@ type serverConfig struct {
 		Attestations bool `mapstructure:"attestations"`
 		// MaxAttestation is how many bytes an attestation may have; a larger one is not kept. Default 100 KiB.
 		MaxAttestation int `mapstructure:"max-attestation"`
+		// Key signs checkpoints and SETs: file:PATH, ECDSA P-256. Empty: no Rekor v1 log.
+		Key string `mapstructure:"key"`
+		// Frozen says that the log takes no entries any more. What it holds then is final, for good.
+		Frozen bool `mapstructure:"frozen"`
+		// Shards are the logs that followed, oldest first, behind the same API. The newest log takes
+		// entries, all before it are frozen, for good.
+		Shards []shardConfig `mapstructure:"shards"`
 	} `mapstructure:"rekor1"`
 	Rekor2 struct {
 		// Key signs checkpoints: file:PATH, ECDSA P-256 or Ed25519. Empty: no Rekor v2 log.
 		Key string `mapstructure:"key"`
+		// Frozen says that the log takes no entries any more.
+		Frozen bool `mapstructure:"frozen"`
+		// Shards are the logs that followed, oldest first, each with a host name of its own. Requests
+		// for a host that no log has reach the newest.
+		Shards []shardConfig `mapstructure:"shards"`
 	} `mapstructure:"rekor2"`
 	CT struct {
 		// Key signs SCTs and tree heads: file:PATH, ECDSA P-256. Empty: no CT log.
@@ -56,6 +68,10 @@ type serverConfig struct {
 		// RootsFile has the root certificates (PEM) whose certificates are logged. Required
 		// with a key: a log that asks a CA for its roots trusts whoever answers.
 		RootsFile string `mapstructure:"roots-file"`
+		// Frozen says that the log takes no entries any more.
+		Frozen bool `mapstructure:"frozen"`
+		// Shards are further logs, each at its own path.
+		Shards []shardConfig `mapstructure:"shards"`
 	} `mapstructure:"ct"`
 
 	Limits struct {
@@ -80,6 +96,63 @@ type serverConfig struct {
 
 	// ShutdownGrace is how long requests in flight may take after SIGTERM. Default 8s.
 	ShutdownGrace time.Duration `mapstructure:"shutdown-grace"`
+}
+
+// shardConfig is a log that follows the first of its kind. `attestry log shard` makes one without a
+// change of configuration.
+type shardConfig struct {
+	// Label names the log's directory and metrics, for life: lower-case letters, digits, hyphens.
+	// Required; of a CT log it is ct-<shard>, and not set.
+	Label string `mapstructure:"label"`
+	// Key is that of the log, which no other has. Required.
+	Key string `mapstructure:"key"`
+	// Host is a Rekor v2 log's host name, the origin of its checkpoints, for life. Required there.
+	Host string `mapstructure:"host"`
+	// Shard is a CT log's name in its paths. Required there.
+	Shard string `mapstructure:"shard"`
+	// RootsFile has a CT log's root certificates. Default: the first log's.
+	RootsFile string `mapstructure:"roots-file"`
+	// Frozen says that the log takes no entries any more.
+	Frozen bool `mapstructure:"frozen"`
+}
+
+// logConfig is one log of the configuration, whichever way it was written down.
+type logConfig struct {
+	kind      log.Kind
+	at        string // its keys' prefix: "rekor1", "ct.shards[0]"
+	label     string
+	key       string
+	host      string
+	shard     string
+	rootsFile string
+	frozen    bool
+}
+
+// list returns the logs that run, of each kind oldest first.
+func (c *serverConfig) list() []logConfig {
+	var logs []logConfig
+	if c.Rekor1.Key != "" {
+		logs = append(logs, logConfig{kind: log.Rekor1, at: "rekor1", label: "rekor1", key: c.Rekor1.Key, frozen: c.Rekor1.Frozen})
+	}
+	for i, s := range c.Rekor1.Shards {
+		logs = append(logs, logConfig{log.Rekor1, fmt.Sprintf("rekor1.shards[%d]", i), s.Label, s.Key, "", "", "", s.Frozen})
+	}
+	if c.Rekor2.Key != "" {
+		logs = append(logs, logConfig{kind: log.Rekor2, at: "rekor2", label: "rekor2", key: c.Rekor2.Key, host: c.host(), frozen: c.Rekor2.Frozen})
+	}
+	for i, s := range c.Rekor2.Shards {
+		logs = append(logs, logConfig{log.Rekor2, fmt.Sprintf("rekor2.shards[%d]", i), s.Label, s.Key, s.Host, "", "", s.Frozen})
+	}
+	if c.CT.Key != "" {
+		logs = append(logs, logConfig{kind: log.CT, at: "ct", label: "ct-" + c.CT.Shard, key: c.CT.Key, shard: c.CT.Shard, rootsFile: c.CT.RootsFile, frozen: c.CT.Frozen})
+	}
+	for i, s := range c.CT.Shards {
+		if s.RootsFile == "" {
+			s.RootsFile = c.CT.RootsFile
+		}
+		logs = append(logs, logConfig{log.CT, fmt.Sprintf("ct.shards[%d]", i), "ct-" + s.Shard, s.Key, "", s.Shard, s.RootsFile, s.Frozen})
+	}
+	return logs
 }
 
 func defaults() *serverConfig {
@@ -109,26 +182,33 @@ func (c *serverConfig) Validate() error {
 	case err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || strings.Trim(u.Path, "/") != "":
 		p.Addf("url %q is not http[s]://host[:port]", c.URL)
 	}
-	if c.Rekor1.Key == "" && c.Rekor2.Key == "" && c.CT.Key == "" {
+	logs := c.list()
+	if len(logs) == 0 {
 		p.Addf("no log has a key: set rekor1.key, rekor2.key or ct.key")
 	}
-	if c.Rekor1.Key != "" && c.Rekor1.Key == c.Rekor2.Key {
-		p.Addf("rekor1.key and rekor2.key must differ: one key may not sign two trees")
+	keys := map[string]string{}
+	for _, l := range logs {
+		if l.key == "" {
+			p.Addf("%s.key is required", l.at)
+		} else if other := keys[l.key]; other != "" {
+			p.Addf("%s.key and %s.key must differ: one key may not sign two trees", other, l.at)
+		}
+		keys[l.key] = l.at
+		l.check(&p)
+	}
+	for _, s := range []struct {
+		at     string
+		shards []shardConfig
+	}{{"rekor1", c.Rekor1.Shards}, {"rekor2", c.Rekor2.Shards}, {"ct", c.CT.Shards}} {
+		for i, shard := range s.shards {
+			shard.check(&p, s.at, i)
+		}
 	}
 	if _, err := entry.ParseKinds(c.Rekor1.Kinds); err != nil {
 		p.Addf("rekor1.kinds: %w", err)
 	}
 	if c.Rekor1.MaxAttestation <= 0 {
 		p.Addf("rekor1.max-attestation %d is not positive; turn rekor1.attestations off to keep none", c.Rekor1.MaxAttestation)
-	}
-	if c.CT.Key != "" && (c.CT.Key == c.Rekor1.Key || c.CT.Key == c.Rekor2.Key) {
-		p.Addf("ct.key must differ from the Rekor keys: one key may not sign two trees")
-	}
-	if c.CT.Key != "" && c.CT.RootsFile == "" {
-		p.Addf("ct.roots-file is required with ct.key")
-	}
-	if c.CT.Key != "" && (c.CT.Shard == "" || strings.Trim(c.CT.Shard, "abcdefghijklmnopqrstuvwxyz0123456789-") != "") {
-		p.Addf("ct.shard %q may have lower-case letters, digits and hyphens", c.CT.Shard)
 	}
 	if limits, err := c.limits(); err != nil {
 		p.Addf("limits.trusted-proxies: %w", err)
@@ -145,6 +225,37 @@ func (c *serverConfig) limits() (stack.Limits, error) {
 		Rekor1Body: l.Rekor1Body, Rekor2Body: l.Rekor2Body, CTBody: l.CTBody, BodyTime: l.BodyTime, BodiesInFlight: l.BodiesInFlight,
 		CallerPerSecond: l.CallerPerSecond, CallerBurst: l.CallerBurst, TrustedProxies: proxies,
 	}, err
+}
+
+// check reports what is wrong with a log by itself.
+func (l logConfig) check(p *config.Problems) {
+	switch {
+	case l.kind == log.CT && (l.shard == "" || strings.Trim(l.shard, "abcdefghijklmnopqrstuvwxyz0123456789-") != ""):
+		p.Addf("%s.shard %q may have lower-case letters, digits and hyphens", l.at, l.shard)
+	case l.kind != log.CT && (l.label == "" || strings.Trim(l.label, "abcdefghijklmnopqrstuvwxyz0123456789-") != ""):
+		p.Addf("%s.label %q may have lower-case letters, digits and hyphens, and is required", l.at, l.label)
+	}
+	if l.kind == log.CT && l.rootsFile == "" {
+		p.Addf("%s.roots-file is required with %s.key", l.at, l.at)
+	}
+	if l.kind == log.Rekor2 && l.host == "" {
+		p.Addf("%s.host is required: two Rekor v2 logs cannot share a host name", l.at)
+	}
+}
+
+// check reports members that mean nothing for the kind of log.
+func (s shardConfig) check(p *config.Problems, at string, i int) {
+	for _, m := range []struct {
+		name, value string
+		of          string
+	}{{"host", s.Host, "rekor2"}, {"shard", s.Shard, "ct"}, {"roots-file", s.RootsFile, "ct"}} {
+		if m.value != "" && m.of != at {
+			p.Addf("%s.shards[%d].%s is for %s logs alone", at, i, m.name, m.of)
+		}
+	}
+	if at == "ct" && s.Label != "" {
+		p.Addf("ct.shards[%d].label is not set: a CT log is called ct-<shard>", i)
+	}
 }
 
 func (c *serverConfig) host() string {

@@ -4,7 +4,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
@@ -24,6 +23,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
 	"k8s.io/klog/v2"
 
 	"github.com/attestry/attestry/internal/config"
@@ -89,9 +91,12 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	r.Get("/healthz", server.Healthz)
 	g := grpc.NewServer()
 	logs.RegisterGRPC(g)
+	healthpb.RegisterHealthServer(g, health.NewServer())
+	reflection.Register(g)
 	logger.Info("serving", "listen", ln.Addr().String(), "ops", ops.Addr().String())
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Run(ctx, ln, server.Duplex(g, r), cfg.ShutdownGrace, logger) })
+	group.Go(func() error { return logs.Run(ctx, nil) }) // tuf-publisher publishes keys
 	group.Go(func() error {
 		return server.Run(ctx, ops, server.Ops(reg, logs.Ready), cfg.ShutdownGrace, logger)
 	})
@@ -100,7 +105,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 
 // logs turns the configuration into the logs' options: opens keys and root certificates.
 func (c *serverConfig) logs() (stack.LogsOptions, error) {
-	o := stack.LogsOptions{Dir: c.Dir, FenceDir: strings.TrimPrefix(c.Fence, "file:"), Host: c.host(), CTShard: c.CT.Shard}
+	o := stack.LogsOptions{Dir: c.Dir, FenceDir: strings.TrimPrefix(c.Fence, "file:"), Host: c.host()}
 	var errs []error
 	var err error
 	o.Limits, err = c.limits()
@@ -115,21 +120,19 @@ func (c *serverConfig) logs() (stack.LogsOptions, error) {
 		}
 		password = bytes.TrimRight(password, "\r\n")
 	}
-	open := func(name, uri string) crypto.Signer {
-		if uri == "" {
-			return nil
+	o.KeyPassword = password
+	for _, l := range c.list() {
+		spec := stack.LogSpec{Kind: l.kind, Label: l.label, Host: l.host, Shard: l.shard, Frozen: l.frozen}
+		var err error
+		if spec.Key, err = signer.Open(l.key, password); err != nil {
+			errs = append(errs, fmt.Errorf("%s.key: %w", l.at, err))
 		}
-		key, err := signer.Open(uri, password)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		if l.rootsFile != "" {
+			if spec.Roots, err = readRoots(l.rootsFile); err != nil {
+				errs = append(errs, fmt.Errorf("%s.%w", l.at, err))
+			}
 		}
-		return key
-	}
-	o.Rekor1Key, o.Rekor2Key, o.CTKey = open("rekor1.key", c.Rekor1.Key), open("rekor2.key", c.Rekor2.Key), open("ct.key", c.CT.Key)
-	if c.CT.RootsFile != "" {
-		roots, err := readRoots(c.CT.RootsFile)
-		errs = append(errs, err)
-		o.CTRoots = roots
+		o.Logs = append(o.Logs, spec)
 	}
 	return o, errors.Join(errs...)
 }
@@ -138,7 +141,7 @@ func (c *serverConfig) logs() (stack.LogsOptions, error) {
 func readRoots(path string) ([][]byte, error) {
 	rest, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("ct.roots-file: %w", err)
+		return nil, fmt.Errorf("roots-file: %w", err)
 	}
 	var roots [][]byte
 	for {
@@ -147,12 +150,12 @@ func readRoots(path string) ([][]byte, error) {
 			break
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); block.Type != "CERTIFICATE" || err != nil {
-			return nil, fmt.Errorf("ct.roots-file %s: block %d is no certificate", path, len(roots)+1)
+			return nil, fmt.Errorf("roots-file %s: block %d is no certificate", path, len(roots)+1)
 		}
 		roots = append(roots, block.Bytes)
 	}
 	if len(roots) == 0 {
-		return nil, fmt.Errorf("ct.roots-file %s: no certificates", path)
+		return nil, fmt.Errorf("roots-file %s: no certificates", path)
 	}
 	return roots, nil
 }

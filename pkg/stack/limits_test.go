@@ -25,6 +25,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"github.com/attestry/attestry/pkg/ca"
+	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/stack"
 )
 
@@ -48,7 +49,10 @@ func serveLogs(t *testing.T, limits stack.Limits) *httptest.Server {
 	}
 	logs, err := stack.OpenLogs(t.Context(), stack.LogsOptions{
 		Dir: filepath.Join(dir, "log"), FenceDir: filepath.Join(dir, "fence"), Host: "localhost",
-		Rekor1Key: newKey(t), Rekor2Key: newKey(t), CTKey: newKey(t), CTShard: "main", CTRoots: [][]byte{chain[len(chain)-1].Raw},
+		Logs: []stack.LogSpec{
+			{Kind: log.Rekor1, Label: "rekor1", Key: newKey(t)}, {Kind: log.Rekor2, Label: "rekor2", Key: newKey(t)},
+			{Kind: log.CT, Label: "ct-main", Shard: "main", Key: newKey(t), Roots: [][]byte{chain[len(chain)-1].Raw}},
+		},
 		Limits: limits, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -12,12 +12,17 @@ import (
 	"net/http"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
+	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/ct"
 	"github.com/attestry/attestry/pkg/log/entry"
@@ -27,18 +32,31 @@ import (
 	"github.com/attestry/attestry/pkg/log/tiles"
 )
 
+// LogSpec is one log that configuration names.
+type LogSpec struct {
+	Kind   log.Kind
+	Label  string // names its directory and metrics, for life
+	Key    crypto.Signer
+	Host   string   // host name in its origin; "" for LogsOptions.Host
+	Shard  string   // CT: its name in the paths, /ct/<shard>
+	Roots  [][]byte // CT: accepted roots, DER
+	Frozen bool     // takes no entry; its tree is final from the first start with this on
+}
+
 // LogsOptions names the transparency logs of one server.
 type LogsOptions struct {
-	Dir      string // tiles, rows, issuer certificates and search index
+	Dir      string // tiles, rows, issuer certificates, search indexes and shards.json
 	FenceDir string
 	Host     string // host name of the public URL: note name of the Rekor logs, for life
 
-	// A log runs when it has a key.
-	Rekor1Key, Rekor2Key, CTKey crypto.Signer
-	CTShard                     string
-	CTRoots                     [][]byte // accepted roots, DER
+	// Logs are those that configuration names, of each kind oldest first. shards.json adds others and
+	// keeps the state of all. Of Rekor v1 only the newest takes entries: the older ones are
+	// frozen, since virtual indexes count through them.
+	Logs []LogSpec
+	// KeyPassword decrypts keys that shards.json names; nil for none.
+	KeyPassword []byte
 
-	Rekor1Kinds          entry.Kinds // what the Rekor v1 log takes; the zero value is the defaults
+	Rekor1Kinds          entry.Kinds // what Rekor v1 takes; the zero value is the defaults
 	Rekor1Attestations   bool        // keep attestations of intoto and cose entries, in Dir/rekor1/attestations
 	Rekor1MaxAttestation int         // bytes of one; 0 is rekor1.DefaultMaxAttestation
 
@@ -51,23 +69,37 @@ type LogsOptions struct {
 // Logs is the transparency logs of one server: what `cmd/tlog` serves.
 type Logs struct {
 	opts   LogsOptions
+	bounds bounds
 	fence  *log.FileFence
-	open   []*openLog
-	rekor1 *rekor1.Handler
+	rekor1 *rekor1.Handler // nil when there is no such log; likewise rekor2
 	rekor2 *rekor2.Handler
-	ct     *ct.Handler
-	index  *index.Index
+	ct     *CTLogs
+
+	mu      sync.Mutex // guards what follows
+	members []*member  // of each kind oldest first
+	stale   bool       // trust material does not say yet what the members are
+
+	fault func(when string) error // makes changes of shards.json fail in tests; nil otherwise
 }
 
-type openLog struct {
-	*log.Log
-	tree *tiles.Tree
+// member is a log in its state. What lies below spec and record is nil until it is opened.
+type member struct {
+	spec   LogSpec
+	record ShardRecord
+
+	log       *log.Log
+	tree      *tiles.Tree
+	index     *index.Index // Rekor v1
+	ct        *ct.Handler
+	rehearsed bool // everything that opening it needs was tried
 }
 
-// OpenLogs recovers and starts the logs that have keys.
+// OpenLogs recovers and starts the logs.
 func OpenLogs(ctx context.Context, opts LogsOptions) (l *Logs, err error) {
-	l = &Logs{opts: opts}
-	bounds := opts.Limits.bounds()
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	l = &Logs{opts: opts, bounds: opts.Limits.bounds(), ct: &CTLogs{}, stale: true}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close())
@@ -77,96 +109,326 @@ func OpenLogs(ctx context.Context, opts LogsOptions) (l *Logs, err error) {
 	if l.fence, err = log.OpenFileFence(opts.FenceDir); err != nil {
 		return l, err
 	}
-	for _, o := range opts.list() {
-		opened, err := l.openLog(ctx, o)
-		if err != nil {
-			return l, err
-		}
-		switch o.Kind {
-		case log.CT:
-			l.ct, err = ct.New(ct.Options{
-				Log: opened, Roots: opts.CTRoots, IssuerDir: filepath.Join(opts.Dir, o.Label, "issuers"),
-				Body: bounds.body(opts.Limits.CTBody), Callers: bounds.callers, Verify: bounds.verify,
-				Logger: opts.Logger, Registerer: opts.Registerer, Now: opts.Now,
-			})
-		case log.Rekor2:
-			l.rekor2, err = rekor2.New(rekor2.Options{Shards: []rekor2.Log{opened}, Body: bounds.body(opts.Limits.Rekor2Body), Verify: bounds.verify, Logger: opts.Logger, Registerer: opts.Registerer})
-		case log.Rekor1:
-			err = l.serveRekor1(ctx, opened, bounds)
-		}
-		if err != nil {
-			return l, err
-		}
-	}
-	return l, nil
-}
-
-// list describes the logs that have keys, without what openLog adds.
-func (o LogsOptions) list() []log.Options {
-	var logs []log.Options
-	if o.CTKey != nil {
-		origin := ctOrigin(o.Host, o.CTShard)
-		logs = append(logs, log.Options{Kind: log.CT, Label: "ct-" + o.CTShard, Origin: origin, Name: origin, Key: o.CTKey})
-	}
-	if o.Rekor2Key != nil {
-		logs = append(logs, log.Options{Kind: log.Rekor2, Label: "rekor2", Origin: o.Host, Name: o.Host, Key: o.Rekor2Key})
-	}
-	if o.Rekor1Key != nil {
-		id := treeID(o.Rekor1Key)
-		logs = append(logs, log.Options{
-			Kind: log.Rekor1, Label: "rekor1", Origin: rekor1Origin(o.Host, id), Name: o.Host, TreeID: id, Key: o.Rekor1Key,
-		})
-	}
-	return logs
-}
-
-// withTree opens the tiles of a log and completes its options.
-func (o LogsOptions) withTree(ctx context.Context, l log.Options, fence log.Fence) (log.Options, *tiles.Tree, error) {
-	l.Dir = filepath.Join(o.Dir, l.Label)
-	tree, err := tiles.Open(ctx, filepath.Join(l.Dir, "tiles"), l.Kind)
+	file, err := ReadShards(opts.Dir)
 	if err != nil {
-		return l, nil, err
+		return l, err
 	}
-	l.Tree, l.Fence, l.Logger, l.Registerer, l.Now = tree, fence, o.Logger, o.Registerer, o.Now
-	return l, tree, nil
+	if l.members, err = opts.members(file); err != nil {
+		return l, err
+	}
+	for i, m := range l.members {
+		if m.record.State == Planned || m.record.State == Published {
+			continue
+		}
+		if err := l.open(ctx, m); err != nil {
+			return l, err
+		}
+		// Configuration may name a successor, or say that the log is frozen, without a cut-over.
+		followed := m.spec.Kind == log.Rekor1 && later(l.members[i+1:], m.spec.Kind)
+		if m.record.State != Frozen && (m.spec.Frozen || followed) {
+			if err := l.freeze(ctx, m); err != nil {
+				return l, err
+			}
+		}
+	}
+	return l, l.show()
 }
 
-func (l *Logs) openLog(ctx context.Context, o log.Options) (*log.Log, error) {
-	o, tree, err := l.opts.withTree(ctx, o, l.fence)
+// later reports whether a log of this kind that has begun is among members.
+func later(members []*member, kind log.Kind) bool {
+	for _, m := range members {
+		if m.spec.Kind == kind && m.record.State != Planned && m.record.State != Published {
+			return true
+		}
+	}
+	return false
+}
+
+// members joins what configuration and shards.json say.
+func (o LogsOptions) members(file *ShardFile) ([]*member, error) {
+	var all []*member
+	labels := map[string]bool{}
+	for _, spec := range o.Logs {
+		labels[spec.Label] = true
+		m := &member{spec: spec, record: ShardRecord{Label: spec.Label, Kind: kindName(spec.Kind), State: Active}}
+		if r := file.find(spec.Label); r != nil {
+			if r.Kind != m.record.Kind {
+				return nil, fmt.Errorf("%s: the log %q is a %s log, not %s", shardsName, spec.Label, m.record.Kind, r.Kind)
+			}
+			m.record = *r
+		}
+		if err := o.apart(all, spec); err != nil {
+			return nil, err
+		}
+		all = append(all, m)
+	}
+	for _, r := range file.Shards {
+		if labels[r.Label] {
+			continue
+		}
+		m, err := o.ordered(all, r)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, m)
+	}
+	return all, nil
+}
+
+// apart checks that a log shares nothing with those before it that must be its own.
+func (o LogsOptions) apart(before []*member, spec LogSpec) error {
+	for _, m := range before {
+		switch {
+		case m.spec.Label == spec.Label:
+			return fmt.Errorf("two logs are called %q", spec.Label)
+		case samePublic(m.spec.Key, spec.Key):
+			return fmt.Errorf("the logs %q and %q have one key: a key may not sign two trees", m.spec.Label, spec.Label)
+		case m.spec.Kind != spec.Kind:
+		case spec.Kind == log.Rekor2 && o.host(m.spec) == o.host(spec):
+			return fmt.Errorf("the logs %q and %q have one host name, %q: Go clients could not tell them apart", m.spec.Label, spec.Label, o.host(spec))
+		case spec.Kind == log.CT && m.spec.Shard == spec.Shard:
+			return fmt.Errorf("two CT logs are called %q", spec.Shard)
+		}
+	}
+	return nil
+}
+
+func samePublic(a, b crypto.Signer) bool {
+	key, ok := a.Public().(interface{ Equal(crypto.PublicKey) bool })
+	return ok && key.Equal(b.Public())
+}
+
+// ordered makes a member of a log that shards.json alone names. It takes over what an operator
+// configured for its kind from the newest before it.
+func (o LogsOptions) ordered(before []*member, r ShardRecord) (*member, error) {
+	kind, err := parseKind(r.Kind)
 	if err != nil {
 		return nil, err
 	}
-	opened, err := log.Open(ctx, o)
-	if err != nil {
-		return nil, errors.Join(err, tree.Close())
+	if r.Key == "" {
+		return nil, fmt.Errorf("%s knows a log %q that configuration does not name any more: name it again, its entries stay", shardsName, r.Label)
 	}
-	l.open = append(l.open, &openLog{opened, tree})
-	return opened, nil
+	key, err := signer.Open(ShardKey(o.Dir, r.Key), o.KeyPassword)
+	if err != nil {
+		return nil, fmt.Errorf("log %s: %w", r.Label, err)
+	}
+	spec := LogSpec{Kind: kind, Label: r.Label, Key: key, Host: r.Host, Shard: r.Shard}
+	for _, m := range before {
+		if m.spec.Kind == kind {
+			spec.Roots = m.spec.Roots
+		}
+	}
+	if err := o.apart(before, spec); err != nil {
+		return nil, fmt.Errorf("%s: %w", shardsName, err)
+	}
+	return &member{spec: spec, record: r}, nil
 }
 
-func (l *Logs) serveRekor1(ctx context.Context, opened *log.Log, bounds bounds) (err error) {
-	if l.index, err = index.Open(ctx, index.Options{
-		Path: filepath.Join(l.opts.Dir, "rekor1", "index.db"), Keys: entry.Keys, Logger: l.opts.Logger, Registerer: l.opts.Registerer,
-	}); err != nil {
+// ShardKey returns the URI of a key that a shard record in dir names.
+func ShardKey(dir, uri string) string {
+	if path, ok := strings.CutPrefix(uri, "file:"); ok && !filepath.IsAbs(path) {
+		return "file:" + filepath.Join(dir, path)
+	}
+	return uri
+}
+
+// host is the host name in a log's origin.
+func (o LogsOptions) host(spec LogSpec) string {
+	if spec.Host != "" {
+		return spec.Host
+	}
+	return o.Host
+}
+
+// options describes the log without what openTree adds.
+func (o LogsOptions) options(m *member) (log.Options, error) {
+	host := o.host(m.spec)
+	opts := log.Options{
+		Kind: m.spec.Kind, Label: m.spec.Label, Origin: host, Name: host, Key: m.spec.Key,
+		Dir: filepath.Join(o.Dir, m.spec.Label), Logger: o.Logger, Now: o.Now,
+	}
+	switch m.spec.Kind {
+	case log.Rekor1:
+		opts.TreeID = treeID(m.spec.Key)
+		opts.Origin = rekor1Origin(host, opts.TreeID)
+	case log.CT:
+		opts.Origin = ctOrigin(host, m.spec.Shard)
+		opts.Name = opts.Origin
+	}
+	if m.record.Final != nil {
+		final, err := m.record.Final.record()
+		if err != nil {
+			return opts, err
+		}
+		opts.Frozen = final
+	}
+	return opts, nil
+}
+
+// openTree opens the storage of a log.
+func (o LogsOptions) openTree(ctx context.Context, opts log.Options) (*tiles.Tree, error) {
+	return tiles.Open(ctx, filepath.Join(opts.Dir, "tiles"), opts.Kind)
+}
+
+// open opens a log and what serves it, and puts its metrics beside those of the others. A failed attempt
+// leaves nothing behind and may be repeated.
+func (l *Logs) open(ctx context.Context, m *member) error {
+	var reg prometheus.Registerer
+	own := prometheus.NewRegistry() // as a whole, so that a failed attempt leaves no name taken
+	if l.opts.Registerer != nil {
+		reg = own
+	}
+	opened, err := l.opened(ctx, m, reg)
+	if err != nil {
 		return err
+	}
+	if reg != nil {
+		if err := l.opts.Registerer.Register(own); err != nil {
+			return errors.Join(fmt.Errorf("registering metrics of log %s: %w", m.spec.Label, err), opened.close())
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m.log, m.tree, m.index, m.ct = opened.log, opened.tree, opened.index, opened.ct
+	return nil
+}
+
+// opened returns a copy of m with its log, and what serves it, open.
+func (l *Logs) opened(ctx context.Context, m *member, reg prometheus.Registerer) (_ *member, err error) {
+	o := &member{spec: m.spec, record: m.record}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, o.close())
+		}
+	}()
+	opts, err := l.opts.options(m)
+	if err != nil {
+		return nil, err
+	}
+	if m.spec.Kind == log.Rekor1 {
+		opts.FirstIndex = l.firstIndex(m)
+	}
+	opts.Fence, opts.Registerer = l.fence, reg
+	if o.tree, err = l.opts.openTree(ctx, opts); err != nil {
+		return nil, err
+	}
+	opts.Tree = o.tree
+	if o.log, err = log.Open(ctx, opts); err != nil {
+		return nil, err
+	}
+	var labelled prometheus.Registerer
+	if reg != nil {
+		labelled = prometheus.WrapRegistererWith(prometheus.Labels{"log": m.spec.Label}, reg)
+	}
+	switch m.spec.Kind {
+	case log.CT:
+		o.ct, err = ct.New(ct.Options{
+			Log: o.log, Roots: m.spec.Roots, IssuerDir: filepath.Join(opts.Dir, "issuers"),
+			Body: l.bounds.body(l.opts.Limits.CTBody), Callers: l.bounds.callers, Verify: l.bounds.verify,
+			Logger: l.opts.Logger, Registerer: labelled, Now: l.opts.Now,
+		})
+	case log.Rekor1:
+		o.index, err = l.openIndex(ctx, opts.Dir, o.log, labelled)
+	}
+	return o, err
+}
+
+// firstIndex is how many entries the Rekor v1 logs before m have.
+func (l *Logs) firstIndex(m *member) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var first uint64
+	for _, older := range l.members {
+		if older == m {
+			break
+		}
+		if older.spec.Kind == log.Rekor1 && older.log != nil {
+			first += older.log.Checkpoint().Size
+		}
+	}
+	return first
+}
+
+func (l *Logs) openIndex(ctx context.Context, dir string, opened *log.Log, reg prometheus.Registerer) (*index.Index, error) {
+	x, err := index.Open(ctx, index.Options{
+		Path: filepath.Join(dir, "index.db"), Keys: entry.Keys, Logger: l.opts.Logger, Registerer: reg,
+	})
+	if err != nil {
+		return nil, err
 	}
 	// A search must not miss an entry that was answered, so nothing is served before the
 	// index has reached the end of what is there.
-	go l.index.Follow(context.WithoutCancel(ctx), opened) // ends with index.Close
-	if err := l.index.CaughtUp(ctx, opened.Checkpoint().Size); err != nil {
-		return err
+	go x.Follow(context.WithoutCancel(ctx), opened) // ends with x.Close
+	if err := x.CaughtUp(ctx, opened.Checkpoint().Size); err != nil {
+		return nil, errors.Join(err, x.Close())
 	}
-	var attestations rekor1.Attestations
-	if l.opts.Rekor1Attestations {
-		if attestations, err = rekor1.OpenDirectory(filepath.Join(l.opts.Dir, "rekor1", "attestations")); err != nil {
-			return err
+	return x, nil
+}
+
+func (m *member) close() error {
+	var errs []error
+	if m.index != nil {
+		errs = append(errs, m.index.Close())
+	}
+	if m.log != nil {
+		errs = append(errs, m.log.Close())
+	}
+	if m.tree != nil {
+		errs = append(errs, m.tree.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// show puts the open logs behind the APIs.
+func (l *Logs) show() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var v1 []rekor1.Shard
+	var v2 []rekor2.Log
+	frozen := false
+	cts := &ctSet{byShard: map[string]*ct.Handler{}}
+	for _, m := range l.members {
+		if m.log == nil {
+			continue
+		}
+		switch m.spec.Kind {
+		case log.Rekor1:
+			v1, frozen = append(v1, rekor1.Shard{Log: m.log, Index: m.index}), m.record.State == Frozen
+		case log.Rekor2:
+			v2 = append(v2, m.log)
+		case log.CT:
+			cts.byShard[m.spec.Shard], cts.newest = m.ct, m.ct
 		}
 	}
-	l.rekor1, err = rekor1.New(rekor1.Options{
-		Shards: []rekor1.Shard{{Log: opened, Index: l.index}}, Body: bounds.body(l.opts.Limits.Rekor1Body), Callers: bounds.callers, Verify: bounds.verify,
-		Kinds: l.opts.Rekor1Kinds, Attestations: attestations, MaxAttestation: l.opts.Rekor1MaxAttestation,
-		Logger: l.opts.Logger, Registerer: l.opts.Registerer,
-	})
+	l.ct.set.Store(cts)
+	var err error
+	switch {
+	case len(v1) == 0:
+	case l.rekor1 == nil:
+		var attestations rekor1.Attestations
+		if l.opts.Rekor1Attestations {
+			if attestations, err = rekor1.OpenDirectory(filepath.Join(l.opts.Dir, "rekor1", "attestations")); err != nil {
+				return err
+			}
+		}
+		l.rekor1, err = rekor1.New(rekor1.Options{
+			Shards: v1, Frozen: frozen, Body: l.bounds.body(l.opts.Limits.Rekor1Body), Callers: l.bounds.callers, Verify: l.bounds.verify,
+			Kinds: l.opts.Rekor1Kinds, Attestations: attestations, MaxAttestation: l.opts.Rekor1MaxAttestation,
+			Logger: l.opts.Logger, Registerer: l.opts.Registerer,
+		})
+	default:
+		err = l.rekor1.SetShards(v1, frozen)
+	}
+	if err != nil {
+		return err
+	}
+	switch {
+	case len(v2) == 0:
+	case l.rekor2 == nil:
+		l.rekor2, err = rekor2.New(rekor2.Options{Shards: v2, Body: l.bounds.body(l.opts.Limits.Rekor2Body), Verify: l.bounds.verify, Logger: l.opts.Logger, Registerer: l.opts.Registerer})
+	default:
+		err = l.rekor2.SetShards(v2)
+	}
 	return err
 }
 
@@ -178,24 +440,37 @@ func AdoptLog(ctx context.Context, opts LogsOptions, label string, size uint64) 
 		return log.Record{}, err
 	}
 	defer fence.Close()
+	file, err := ReadShards(opts.Dir)
+	if err != nil {
+		return log.Record{}, err
+	}
+	members, err := opts.members(file)
+	if err != nil {
+		return log.Record{}, err
+	}
 	var labels []string
-	for _, o := range opts.list() {
-		labels = append(labels, o.Label)
-		if o.Label != label {
+	for _, m := range members {
+		labels = append(labels, m.spec.Label)
+		if m.spec.Label != label {
 			continue
 		}
-		o, tree, err := opts.withTree(ctx, o, fence)
+		o, err := opts.options(m)
+		if err != nil {
+			return log.Record{}, err
+		}
+		tree, err := opts.openTree(ctx, o)
 		if err != nil {
 			return log.Record{}, err
 		}
 		defer tree.Close()
+		o.Tree, o.Fence = tree, fence
 		return log.Adopt(ctx, o, size)
 	}
 	return log.Record{}, fmt.Errorf("there is no log %q here, only %q", label, labels)
 }
 
-// CT submits to the CT log in this process.
-func (l *Logs) CT() *ct.Handler { return l.ct }
+// CT submits to the newest CT log in this process.
+func (l *Logs) CT() *CTLogs { return l.ct }
 
 // Register adds the logs' paths to r.
 func (l *Logs) Register(r chi.Router) {
@@ -205,9 +480,8 @@ func (l *Logs) Register(r chi.Router) {
 	if l.rekor2 != nil {
 		l.rekor2.Routes(r)
 	}
-	if l.ct != nil {
-		base := "/ct/" + l.opts.CTShard
-		r.Mount(base, http.StripPrefix(base, l.ct))
+	if l.ct.set.Load().newest != nil {
+		r.Handle("/ct/{shard}/*", l.ct)
 	}
 }
 
@@ -218,31 +492,72 @@ func (l *Logs) RegisterGRPC(s grpc.ServiceRegistrar) {
 	}
 }
 
-// Ready returns nil when every log takes entries.
+// Ready returns nil when every log that is not frozen takes entries.
 func (l *Logs) Ready(context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var errs []error
-	for _, o := range l.open {
-		if err := o.Ready(); err != nil {
-			errs = append(errs, fmt.Errorf("log %s: %w", o.Origin(), err))
+	for _, m := range l.members {
+		switch {
+		case m.log == nil && m.record.State != Planned && m.record.State != Published:
+			errs = append(errs, fmt.Errorf("log %s is not open", m.spec.Label))
+		case m.log == nil:
+		default:
+			if err := m.log.Ready(); err != nil {
+				errs = append(errs, fmt.Errorf("log %s: %w", m.log.Origin(), err))
+			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Close finishes entries in flight and gives fence and directories back.
+// Close finishes entries in flight and gives fence and directories back. Run must have ended.
 func (l *Logs) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var errs []error
-	if l.index != nil {
-		errs = append(errs, l.index.Close())
-	}
-	for _, o := range l.open {
-		errs = append(errs, o.Close(), o.tree.Close())
+	for _, m := range l.members {
+		errs = append(errs, m.close())
 	}
 	if l.fence != nil {
 		errs = append(errs, l.fence.Close())
 	}
 	return errors.Join(errs...)
 }
+
+// CTLogs is the CT logs of one server, each below /ct/<shard>.
+type CTLogs struct{ set atomic.Pointer[ctSet] }
+
+// ctSet is the CT logs between two cut-overs.
+type ctSet struct {
+	byShard map[string]*ct.Handler
+	newest  *ct.Handler
+}
+
+// ServeHTTP serves the paths below /ct/<shard>.
+func (c *CTLogs) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	name := chi.URLParam(r, "shard")
+	h := c.set.Load().byShard[name]
+	if h == nil {
+		http.Error(w, "there is no CT log of this name", http.StatusNotFound)
+		return
+	}
+	http.StripPrefix("/ct/"+name, h).ServeHTTP(w, r)
+}
+
+// AddPreChain submits to the newest log, see ct.Handler. A chain that meets it frozen goes to its successor.
+func (c *CTLogs) AddPreChain(ctx context.Context, chain [][]byte) ([]byte, error) {
+	for {
+		h := c.set.Load().newest
+		sct, err := h.AddPreChain(ctx, chain)
+		if fault.KindOf(err) != fault.Frozen || c.set.Load().newest == h {
+			return sct, err
+		}
+	}
+}
+
+// LogKey is the newest log's key, ECDSA P-256.
+func (c *CTLogs) LogKey() crypto.PublicKey { return c.set.Load().newest.LogKey() }
 
 // treeID is the positive 63-bit number that Rekor v1 calls its tree. A log here has one tree for one
 // key, so it is made of the key and needs no storage.

@@ -2,31 +2,23 @@ package stack
 
 import (
 	"context"
-	"crypto"
 	"errors"
 	"fmt"
+	"net/url"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/attestry/attestry/internal/signer"
+	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/trust"
 )
 
-// publish enters the instance's keys in the inventory, publishes what follows from it, and writes the
-// files for clients.
-func (s *Stack) publish(ctx context.Context, m *material) error {
-	base := s.URL()
-	inventory, err := trust.OpenInventory(filepath.Join(s.opts.Dir, "trust", "inventory.jsonl"), s.opts.Now)
-	if err != nil {
-		return err
-	}
-	records, err := m.records(base, s.url.Hostname())
-	if err != nil {
-		return err
-	}
-	if err := enter(inventory, records); err != nil {
+// publish opens inventory and publisher, and publishes what the keys in use ask for.
+func (s *Stack) publish(ctx context.Context) (err error) {
+	if s.inventory, err = trust.OpenInventory(filepath.Join(s.opts.Dir, "trust", "inventory.jsonl"), s.opts.Now); err != nil {
 		return err
 	}
 	var issuers []string
@@ -41,7 +33,39 @@ func (s *Stack) publish(ctx context.Context, m *material) error {
 	if err != nil {
 		return err
 	}
-	if err := s.publisher.Publish(ctx, inventory); err != nil {
+	logs, err := s.logs.Infos()
+	if err != nil {
+		return err
+	}
+	return s.publishLogs(ctx, logs)
+}
+
+// publishLogs enters the instance's keys in the inventory, ends the windows of frozen logs, publishes what
+// follows from it, and writes the files for clients.
+func (s *Stack) publishLogs(ctx context.Context, logs []LogInfo) error {
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
+	records, err := s.material.records(s.url, logs)
+	if err != nil {
+		return err
+	}
+	ids, err := enter(s.inventory, records)
+	if err != nil {
+		return err
+	}
+	open := map[string]bool{}
+	for _, r := range s.inventory.Records() {
+		open[r.ID] = r.State == trust.Active
+	}
+	for i, l := range logs {
+		if id := ids[len(ids)-len(logs)+i]; l.State == Frozen && open[id] {
+			// From now: the freeze was before, and a window that was open is never cut in the past.
+			if err := s.inventory.Retire(id, s.opts.Now(), fmt.Sprintf("the log is frozen with %d entries", l.Final.Size)); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.publisher.Publish(ctx, s.inventory); err != nil {
 		return err
 	}
 	return s.writeClientFiles()
@@ -54,10 +78,12 @@ func (s *Stack) writeClientFiles() error {
 	})
 }
 
-// Run keeps the TUF metadata fresh, and client/root.json with it, until ctx ends.
+// Run keeps the TUF metadata fresh, and client/root.json with it, and carries out what is ordered for the
+// logs, until ctx ends.
 func (s *Stack) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.publisher.Run(ctx) })
+	g.Go(func() error { return s.logs.Run(ctx, s.publishLogs) })
 	g.Go(func() error {
 		tick := time.NewTicker(10 * time.Minute)
 		defer tick.Stop()
@@ -66,7 +92,10 @@ func (s *Stack) Run(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case <-tick.C:
-				if err := s.writeClientFiles(); err != nil {
+				s.publishing.Lock()
+				err := s.writeClientFiles()
+				s.publishing.Unlock()
+				if err != nil {
 					s.opts.Logger.Error("the files for clients could not be brought up to date", "err", err)
 				}
 			}
@@ -78,8 +107,9 @@ func (s *Stack) Run(ctx context.Context) error {
 	return nil
 }
 
-// enter adds the records, or moves those that the inventory has at another URL: the port may change.
-func enter(inventory *trust.Inventory, records []trust.Record) error {
+// enter adds the records, or moves those that the inventory has at another URL: the port may change. It
+// returns their IDs.
+func enter(inventory *trust.Inventory, records []trust.Record) (ids []string, err error) {
 	known := map[string]trust.Record{}
 	for _, r := range inventory.Records() {
 		known[string(r.Kind)+r.PublicKeyPEM+r.ChainPEM] = r
@@ -90,34 +120,49 @@ func enter(inventory *trust.Inventory, records []trust.Record) error {
 			continue
 		}
 		if err := inventory.Move(old.ID, r.URL); err != nil {
-			return err
+			return nil, err
 		}
 		records[i].Start = old.Start
 	}
-	_, err := inventory.Add(records...)
-	return err
+	return inventory.Add(records...)
 }
 
-// records lists the keys in use. A window begins when the key was made, before its first use.
-func (m *material) records(base, host string) ([]trust.Record, error) {
+// records lists the keys in use, those of the logs last and in their order. A window begins when the key was
+// made, before its first use, or when it was ordered to.
+func (m *material) records(public *url.URL, logs []LogInfo) ([]trust.Record, error) {
+	base := strings.TrimSuffix(public.String(), "/")
 	records := []trust.Record{
 		{Kind: trust.CA, URL: base, ChainPEM: string(encodeChain(m.caChain))},
 		{Kind: trust.TSA, URL: base + "/api/v1/timestamp", ChainPEM: string(encodeChain(m.tsaChain))},
 	}
-	for _, l := range []struct {
-		kind        trust.Kind
-		url, origin string
-		key         crypto.Signer
-	}{
-		{trust.CTLog, base + "/ct/" + ctShard, ctOrigin(host, ctShard), m.ct},
-		{trust.Rekor2, base, host, m.rekor2},
-		{trust.Rekor1, base, rekor1Origin(host, treeID(m.rekor1)), m.rekor1},
-	} {
-		text, err := signer.PublicPEM(l.key.Public())
+	for _, l := range logs {
+		text, err := signer.PublicPEM(l.Key)
 		if err != nil {
-			return nil, fmt.Errorf("entering the %s key: %w", l.kind, err)
+			return nil, fmt.Errorf("entering the key of log %s: %w", l.Label, err)
 		}
-		records = append(records, trust.Record{Kind: l.kind, URL: l.url, Origin: l.origin, PublicKeyPEM: string(text), Start: m.made})
+		r := trust.Record{Origin: l.Origin, PublicKeyPEM: string(text), Start: l.Begin}
+		if r.Start.IsZero() {
+			r.Start = m.made
+		}
+		r.Kind, r.URL = l.Place(public)
+		records = append(records, r)
 	}
 	return records, nil
+}
+
+// Place says under which kind and URL trust material names the log, on a server whose public URL is public.
+func (l LogInfo) Place(public *url.URL) (trust.Kind, string) {
+	base := strings.TrimSuffix(public.String(), "/")
+	switch l.Kind {
+	case log.Rekor1:
+		return trust.Rekor1, base
+	case log.CT:
+		return trust.CTLog, base + "/ct/" + l.Shard
+	default:
+		own := *public
+		if own.Host = l.Host; public.Port() != "" {
+			own.Host += ":" + public.Port()
+		}
+		return trust.Rekor2, strings.TrimSuffix(own.String(), "/")
+	}
 }

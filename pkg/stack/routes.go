@@ -8,6 +8,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/reflection"
 
 	"github.com/attestry/attestry/internal/issuer"
 	"github.com/attestry/attestry/internal/server"
@@ -86,6 +87,7 @@ func (s *Stack) routes(m *material) (http.Handler, error) {
 	caHandler.RegisterGRPC(g)
 	s.logs.Register(r)
 	s.logs.RegisterGRPC(g)
+	reflection.Register(g)
 	(&tsa.Handler{Authority: s.tsa, Logger: s.opts.Logger}).Register(r)
 	r.Handle(trust.Prefix+"*", s.publisher.Handler())
 	if s.issuer != nil {

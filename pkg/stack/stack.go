@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -60,11 +61,15 @@ type Stack struct {
 	url       *url.URL
 	lock      *os.File
 	logs      *Logs
+	material  *material
+	inventory *trust.Inventory
 	publisher *trust.Publisher
 	issuer    *issuer.Provider // nil when it is off
 	ca        *ca.CA
 	tsa       *tsa.Authority
 	handler   http.Handler
+
+	publishing sync.Mutex // held while trust material and files for clients are written
 }
 
 // ctShard names the first CT log in its paths.
@@ -107,17 +112,16 @@ func Open(ctx context.Context, opts Options) (s *Stack, err error) {
 	if s.url, err = publicURL(opts); err != nil {
 		return s, err
 	}
-	material, err := openMaterial(opts.Dir, opts.Now())
-	if err != nil {
+	if s.material, err = openMaterial(opts.Dir, opts.Now()); err != nil {
 		return s, err
 	}
-	if s.logs, err = OpenLogs(ctx, s.logsOptions(material)); err != nil {
+	if s.logs, err = OpenLogs(ctx, s.logsOptions(s.material)); err != nil {
 		return s, err
 	}
-	if err := s.openIssuer(material); err != nil {
+	if err := s.openIssuer(s.material); err != nil {
 		return s, err
 	}
-	if err := s.publish(ctx, material); err != nil {
+	if err := s.publish(ctx); err != nil {
 		return s, err
 	}
 	// The URL is stored once everything that carries it is: a first run that failed before
@@ -125,16 +129,15 @@ func Open(ctx context.Context, opts Options) (s *Stack, err error) {
 	if err := storeURL(opts.Dir, s.url.String()); err != nil {
 		return s, err
 	}
-	s.handler, err = s.routes(material)
+	s.handler, err = s.routes(s.material)
 	return s, err
 }
 
 func (s *Stack) logsOptions(m *material) LogsOptions {
 	return LogsOptions{
 		Dir: filepath.Join(s.opts.Dir, "log"), FenceDir: s.opts.FenceDir, Host: s.url.Hostname(),
-		Rekor1Key: m.rekor1, Rekor2Key: m.rekor2, CTKey: m.ct,
-		CTShard: ctShard, CTRoots: [][]byte{m.caChain[len(m.caChain)-1].Raw}, Limits: upLimits(),
-		Rekor1Kinds: s.opts.Kinds, Rekor1Attestations: s.opts.Attestations,
+		Logs:   instanceLogs(m.ct, m.rekor2, m.rekor1, [][]byte{m.caChain[len(m.caChain)-1].Raw}),
+		Limits: upLimits(), Rekor1Kinds: s.opts.Kinds, Rekor1Attestations: s.opts.Attestations,
 		Logger: s.opts.Logger, Registerer: s.opts.Registerer, Now: s.opts.Now,
 	}
 }
