@@ -351,7 +351,7 @@ func (l *Logs) firstIndex(m *member) uint64 {
 
 func (l *Logs) openIndex(ctx context.Context, dir string, opened *log.Log, reg prometheus.Registerer) (*index.Index, error) {
 	x, err := index.Open(ctx, index.Options{
-		Path: filepath.Join(dir, "index.db"), Keys: entry.Keys, Logger: l.opts.Logger, Registerer: reg,
+		URI: "sqlite:" + filepath.Join(dir, "index.db"), Keys: entry.Keys, Logger: l.opts.Logger, Registerer: reg,
 	})
 	if err != nil {
 		return nil, err

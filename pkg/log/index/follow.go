@@ -11,6 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lib/pq"
+
+	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/pkg/log"
 )
 
@@ -34,7 +37,8 @@ const (
 
 // Follow indexes the source's leaves until ctx ends or the index is closed; it returns nil then.
 // A failing source or database is logged and tried again with growing pauses. An index that
-// does not fit the source (it is ahead of it, or its last leaf is another) is built again.
+// does not fit the source (it is ahead of it, or its last leaf is another) is built again; one
+// that is shared is given a minute to be ahead, since other replicas may have seen more of the log.
 func (x *Index) Follow(ctx context.Context, source Source) error {
 	if !x.following.TryLock() {
 		return errors.New("index: already following")
@@ -56,25 +60,39 @@ func (x *Index) Follow(ctx context.Context, source Source) error {
 			failures = 0
 			continue
 		}
-		if isDamaged(err) {
+		if database.Damaged(err) {
 			x.markDamaged()
 		}
 		failures++
-		x.logger.Error("the search index cannot follow its log and tries again", "path", x.path, "cursor", x.Cursor(), "err", err)
+		x.logger.Error("the search index cannot follow its log and tries again", "index", x.name(), "cursor", x.Cursor(), "err", err)
 		pause(ctx, x.retry(failures))
 	}
 	return nil
 }
 
-// followOnce makes sure that the file is sound and of this log, and indexes one batch.
+func (x *Index) name() string {
+	x.dbMu.RLock()
+	defer x.dbMu.RUnlock()
+	return x.db.String()
+}
+
+// followOnce makes sure that the database is sound and of this log, and indexes one batch.
 func (x *Index) followOnce(ctx context.Context, source Source) error {
 	x.mu.Lock()
-	damaged, fitted := x.damaged, x.fitted
+	damaged, fitted, unsure := x.damaged, x.fitted, x.unsure
 	x.mu.Unlock()
 	if damaged {
 		if err := x.replace(ctx); err != nil {
 			return err
 		}
+	}
+	if !damaged && fitted && unsure {
+		if err := x.reread(ctx); err != nil {
+			return err
+		}
+		x.mu.Lock()
+		fitted = x.fitted
+		x.mu.Unlock()
 	}
 	if damaged || !fitted {
 		if err := x.fit(ctx, source); err != nil {
@@ -102,10 +120,20 @@ func pause(ctx context.Context, d time.Duration) {
 // there is nothing to do it waits for the log to grow.
 func (x *Index) step(ctx context.Context, source Source) error {
 	x.mu.Lock()
-	from, full, waiting := x.cursor, x.pending.full(), x.pending.leaves > 0
+	from, full, waiting, others := x.cursor, x.pending.full(), x.pending.leaves > 0, x.others
 	due := x.pending.since.Add(x.age)
 	x.mu.Unlock()
-	if full || waiting && !time.Now().Before(due) {
+	if others.next > 0 {
+		if checkpoint := source.Checkpoint(); checkpoint != nil && checkpoint.Size >= others.next {
+			return x.join(ctx, source, others)
+		}
+		// Another replica is ahead of what this one's log has signed. Until that is there to
+		// be compared, what is pending is kept.
+		waiting = false
+		if full {
+			return x.wait(ctx, source, others.next-1)
+		}
+	} else if full || waiting && !time.Now().Before(due) {
 		return x.flush(ctx)
 	}
 	leaves, err := read(ctx, source, from)
@@ -116,10 +144,17 @@ func (x *Index) step(ctx context.Context, source Source) error {
 		x.advance(leaves, x.rows(leaves))
 		return nil
 	}
-	wait, cancel := context.WithCancel(ctx)
 	if waiting {
-		wait, cancel = context.WithDeadline(ctx, due)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, due)
+		defer cancel()
 	}
+	return x.wait(ctx, source, from)
+}
+
+// wait returns when the log has grown past size, when ctx ends or when a search met damage.
+func (x *Index) wait(ctx context.Context, source Source, size uint64) error {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	x.mu.Lock()
 	x.poke = cancel
@@ -128,7 +163,7 @@ func (x *Index) step(ctx context.Context, source Source) error {
 	if damaged {
 		return nil
 	}
-	if err := source.Wait(wait, from); err != nil && wait.Err() == nil {
+	if err := source.Wait(ctx, size); err != nil && ctx.Err() == nil {
 		return err
 	}
 	return nil
@@ -157,7 +192,8 @@ func read(ctx context.Context, source Source, from uint64) ([]log.Leaf, error) {
 	return leaves, nil
 }
 
-// flush stores the pending rows and the cursor behind them in one transaction.
+// flush stores the pending rows and the cursor behind them in one transaction. When another
+// follower was first it stores nothing, and the next step sees how far that one is.
 func (x *Index) flush(ctx context.Context) error {
 	x.mu.Lock()
 	next, count, lastLeaf, rows := x.cursor, x.pending.leaves, x.lastLeaf, slices.Clone(x.pending.rows)
@@ -172,12 +208,70 @@ func (x *Index) flush(ctx context.Context) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if err != nil {
-		// Whether a failed commit took effect only the file knows: fit reads it.
-		x.fitted = false
+		// Whether a failed commit took effect only the database knows. What is pending stays
+		// searchable until then.
+		x.unsure = true
+		if errors.Is(err, errMoved) {
+			return nil
+		}
 		return err
 	}
 	x.pending.clear()
 	return nil
+}
+
+// errMoved says that the stored cursor is not where this follower's rows begin.
+var errMoved = errors.New("another follower has moved the cursor of the search index")
+
+// reread finds out how far the log is stored, by whomever.
+func (x *Index) reread(ctx context.Context) error {
+	x.dbMu.RLock()
+	s, err := readState(ctx, x.db)
+	x.dbMu.RUnlock()
+	if err != nil {
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.unsure = false
+	switch stored := x.cursor - uint64(x.pending.leaves); {
+	case s.next < stored: // emptied, or put back to an older state
+		x.fitted = false
+	case s.next > stored:
+		x.others = s
+	}
+	return nil
+}
+
+// join takes over what others have stored, if it is of this log, and keeps pending what is past it.
+func (x *Index) join(ctx context.Context, source Source, others state) error {
+	same, err := isOf(ctx, source, others)
+	if err != nil {
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !same {
+		x.fitted = false
+		return nil
+	}
+	x.others = state{}
+	if x.cursor <= others.next {
+		x.pending.clear()
+		x.moveTo(others.next)
+		return nil
+	}
+	x.pending.drop(others.next, int(x.cursor-others.next))
+	return nil
+}
+
+// isOf reports whether the leaf before a stored cursor, which the source has, is the source's.
+func isOf(ctx context.Context, source Source, s state) (bool, error) {
+	last, err := source.Leaves(ctx, s.next-1, 1)
+	if err != nil || len(last) == 0 {
+		return false, errors.Join(fmt.Errorf("reading leaf %d to compare it with the index", s.next-1), err)
+	}
+	return bytes.Equal(last[0].LeafHash[:], s.lastLeaf), nil
 }
 
 // flushAtEnd saves the next start from reading the pending leaves again.
@@ -187,7 +281,7 @@ func (x *Index) flushAtEnd(ctx context.Context) {
 	x.mu.Unlock()
 	if fitted {
 		if err := x.flush(ctx); err != nil {
-			x.logger.Warn("the search index could not store its newest keys and will read them from the log again", "path", x.path, "err", err)
+			x.logger.Warn("the search index could not store its newest keys and will read them from the log again", "index", x.name(), "err", err)
 		}
 	}
 	x.mu.Lock()
@@ -231,24 +325,38 @@ func (x *Index) keysOf(body []byte) (keys []string, err error) {
 	return x.keys(body)
 }
 
-// write stores rows and moves the cursor from from to next, all or nothing.
+// write moves the cursor from from to next and stores the rows between, all or nothing. The cursor
+// comes first: a follower that lost the race need not write rows to learn it.
 func (x *Index) write(ctx context.Context, from, next uint64, lastLeaf [32]byte, rows []indexRow) error {
 	return x.transact(ctx, func(tx *sql.Tx) error {
-		if err := insert(ctx, tx, rows); err != nil {
-			return fmt.Errorf("writing keys: %w", err)
-		}
 		result, err := tx.ExecContext(ctx, updateState, int64(next), lastLeaf[:], int64(from))
 		if err != nil {
 			return fmt.Errorf("moving the cursor to %d: %w", next, err)
 		}
 		if n, err := result.RowsAffected(); err != nil || n != 1 {
-			return errors.Join(fmt.Errorf("the stored cursor is not %d: another process follows into this index", from), err)
+			return errors.Join(errMoved, err)
+		}
+		if err := x.insert(ctx, tx, rows); err != nil {
+			return fmt.Errorf("writing keys: %w", err)
 		}
 		return nil
 	})
 }
 
-func insert(ctx context.Context, tx *sql.Tx, rows []indexRow) error {
+// insert needs x.dbMu.
+func (x *Index) insert(ctx context.Context, tx *sql.Tx, rows []indexRow) error {
+	if x.db.Engine() == database.PostgreSQL {
+		for chunk := range slices.Chunk(rows, rowsPerArray) {
+			segments, keys, indexes := make([]int64, len(chunk)), make([][]byte, len(chunk)), make([]int64, len(chunk))
+			for i := range chunk {
+				segments[i], keys[i], indexes[i] = int64(chunk[i].segment()), chunk[i].key[:], int64(chunk[i].index)
+			}
+			if _, err := tx.ExecContext(ctx, insertArrays, pq.Array(segments), pq.Array(keys), pq.Array(indexes)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	if len(rows) >= rowsPerInsert {
 		full, err := tx.PrepareContext(ctx, insertKeys(rowsPerInsert))
 		if err != nil {
@@ -276,49 +384,42 @@ func parameters(rows []indexRow) []any {
 	return values
 }
 
-// transact commits what do did, or nothing.
+// transact commits what do did, or nothing. do runs under x.dbMu.
 func (x *Index) transact(ctx context.Context, do func(tx *sql.Tx) error) error {
 	x.dbMu.RLock()
 	defer x.dbMu.RUnlock()
-	tx, err := x.db.BeginTx(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("beginning: %w", err)
-	}
-	if err := do(tx); err != nil {
-		return errors.Join(err, tx.Rollback())
-	}
-	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("committing: %w", err)
-	}
-	return nil
+	return x.db.Transact(ctx, do)
 }
 
 // fit empties an index that is not of this source: the log was restored to an older state, or
-// the file is another log's.
+// the index is another log's.
 func (x *Index) fit(ctx context.Context, source Source) error {
 	x.dbMu.RLock()
 	s, err := readState(ctx, x.db)
+	shared := x.db.Engine() == database.PostgreSQL
 	x.dbMu.RUnlock()
 	if err != nil {
 		return err
 	}
-	if s.next == 0 {
-		x.restart(0, true)
-		return nil
+	why, size := "", uint64(0)
+	if s.next == 0 && s.rows {
+		why = "the index has rows and no cursor"
 	}
-	checkpoint := source.Checkpoint()
-	if checkpoint == nil {
-		return errors.New("the log has not signed a tree yet")
-	}
-	why := ""
-	if s.next > checkpoint.Size {
-		why = "the index is ahead of the log"
-	} else {
-		last, err := source.Leaves(ctx, s.next-1, 1)
-		if err != nil || len(last) == 0 {
-			return errors.Join(fmt.Errorf("reading leaf %d to compare it with the index", s.next-1), err)
+	if s.next > 0 {
+		if shared {
+			if err := x.await(ctx, source, s); err != nil {
+				return err
+			}
 		}
-		if !bytes.Equal(last[0].LeafHash[:], s.lastLeaf) {
+		checkpoint := source.Checkpoint()
+		if checkpoint == nil {
+			return errors.New("the log has not signed a tree yet")
+		}
+		if size = checkpoint.Size; s.next > size {
+			why = "the index is ahead of the log"
+		} else if same, err := isOf(ctx, source, s); err != nil {
+			return err
+		} else if !same {
 			why = "the index is of another log"
 		}
 	}
@@ -326,22 +427,55 @@ func (x *Index) fit(ctx context.Context, source Source) error {
 		x.restart(s.next, true)
 		return nil
 	}
-	x.logger.Warn("the search index does not fit its log and is built again", "why", why, "cursor", s.next, "size", checkpoint.Size)
+	x.logger.Warn("the search index does not fit its log and is built again", "index", x.name(), "why", why, "cursor", s.next, "size", size)
 	x.metrics.rebuild()
 	x.restart(0, false)
-	err = x.transact(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, deleteKeys); err != nil {
-			return fmt.Errorf("emptying the index: %w", err)
-		}
-		if _, err := tx.ExecContext(ctx, resetState, version, []byte{}); err != nil {
+	if err := x.empty(ctx, s); err != nil {
+		return err
+	}
+	x.restart(0, true)
+	return nil
+}
+
+// await gives the log time to grow to a shared cursor that is ahead of it. Its error says that
+// the cursor moves still, so that other replicas follow a longer log than this one sees.
+func (x *Index) await(ctx context.Context, source Source, s state) error {
+	patience, cancel := context.WithTimeout(ctx, x.grace)
+	defer cancel()
+	if err := source.Wait(patience, s.next-1); err == nil || patience.Err() == nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	x.dbMu.RLock()
+	defer x.dbMu.RUnlock()
+	now, err := readState(ctx, x.db)
+	if err == nil && now.next != s.next {
+		err = fmt.Errorf("other replicas have indexed %d leaves, this one's log has not reached %d", now.next, s.next)
+	}
+	return err
+}
+
+// empty drops all rows, if the cursor is still where it was seen.
+func (x *Index) empty(ctx context.Context, seen state) error {
+	return x.transact(ctx, func(tx *sql.Tx) error {
+		result, err := tx.ExecContext(ctx, updateState, 0, []byte{}, int64(seen.next))
+		if err != nil {
 			return fmt.Errorf("resetting the cursor: %w", err)
+		}
+		if n, err := result.RowsAffected(); err != nil || n != 1 {
+			return errors.Join(errMoved, err)
+		}
+		statement := deleteKeys
+		if x.db.Engine() == database.PostgreSQL {
+			statement = truncateKeys
+		}
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("emptying the index: %w", err)
 		}
 		return nil
 	})
-	if err == nil {
-		x.restart(0, true)
-	}
-	return err
 }
 
 // markDamaged makes the follower replace the file, now if it waits for the log to grow.
@@ -354,18 +488,19 @@ func (x *Index) markDamaged() {
 	}
 }
 
-// replace puts an empty file in the place of a damaged one.
+// replace puts an empty file in the place of a damaged one. PostgreSQL never gets here: damage
+// there is for its administrator.
 func (x *Index) replace(ctx context.Context) error {
-	x.logger.Warn("the search index is damaged and is built again from the log", "path", x.path)
+	x.logger.Warn("the search index is damaged and is built again from the log", "index", x.uri)
 	x.metrics.rebuild()
 	x.dbMu.Lock()
 	defer x.dbMu.Unlock()
-	if err := errors.Join(x.db.Close(), putAside(x.path)); err != nil {
+	if err := errors.Join(x.db.Close(), putAside(x.db.Path())); err != nil {
 		return err
 	}
-	db, cursor, err := openFile(ctx, x.path)
+	db, cursor, err := openFile(ctx, x.uri)
 	if err != nil {
-		return fmt.Errorf("opening search index %s: %w", x.path, err)
+		return fmt.Errorf("opening search index: %w", err)
 	}
 	x.db = db
 	x.restart(cursor, false)

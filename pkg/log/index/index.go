@@ -1,7 +1,11 @@
 // Package index finds log entries by key: digests, public keys, e-mail addresses, subjects. It is
 // derived data: a follower reads the log behind a durable cursor and writes keys and cursor in
-// one transaction, so that no entry can be missing, and a file that is lost, damaged or of
+// one transaction, so that no entry can be missing, and an index that is lost, damaged or of
 // another log is built again from the log.
+//
+// The rows are in an SQLite file of the index's own, or in PostgreSQL, where the followers of
+// several replicas share them: each follows its own log, and whoever moves the cursor first has
+// written for all.
 package index
 
 import (
@@ -11,9 +15,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,13 +25,17 @@ import (
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
+	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/pkg/log"
 )
 
-// Options configures an Index. Path and Keys are required.
+// Options configures an Index. Keys and either URI or DB are required.
 type Options struct {
-	Path string // of the SQLite file
+	// URI is "sqlite:PATH", a file that the index has for itself.
+	URI string
+	// DB is a PostgreSQL database that the caller closes after the index. Its schema has one index.
+	DB *database.DB
 	// Keys returns the search keys of an entry's bytes, as entry.Keys does. It must depend on
 	// the bytes alone. An error means that the entry has none.
 	Keys   func(body []byte) ([]string, error)
@@ -37,26 +45,32 @@ type Options struct {
 	Registerer prometheus.Registerer
 }
 
+// aheadGrace is longer than a replica may take to see what another one has signed.
+const aheadGrace = time.Minute
+
 // Index is a search index over one log. It is safe for concurrent use; one Follow runs at a time.
 type Index struct {
-	path    string
+	uri     string // of the file; "" with PostgreSQL
 	keys    func([]byte) ([]string, error)
 	logger  *slog.Logger
 	metrics *metrics
 	retry   func(attempt int) time.Duration // pause after a failed step of the follower
 	age     time.Duration                   // how long leaves may be pending
+	grace   time.Duration                   // how long a shared index may be ahead of this replica's log at its start
 
 	following sync.Mutex // held by Follow
 
 	// The database, replaced as a whole when the file turns out to be damaged.
 	dbMu sync.RWMutex
-	db   *sql.DB
+	db   *database.DB
 
 	mu       sync.Mutex         // guards what follows
-	cursor   uint64             // leaves below it are indexed, in the file or pending
-	pending  pending            // the newest of them, not in the file yet
+	cursor   uint64             // leaves below it are indexed, in the database or pending
+	pending  pending            // the newest of them, which this index has not stored
 	lastLeaf [32]byte           // leaf hash of cursor-1 while something is pending
 	fitted   bool               // the cursor was compared with the log that is followed
+	unsure   bool               // the last write failed, or another follower was first: read the stored cursor
+	others   state              // how far another follower has stored, not compared with the log yet; zero when there is none
 	moved    chan struct{}      // closed and replaced when cursor changes
 	damaged  bool               // a search met a damaged file: the follower must rebuild
 	wake     context.CancelFunc // ends Follow
@@ -64,12 +78,15 @@ type Index struct {
 	closed   bool
 }
 
-// Open opens or creates the index at o.Path. A file that is damaged, not SQLite or of another
-// version is put aside with a log line (as Path with .damaged behind it, in place of an older
-// one) and a new one starts empty.
+// Open opens or creates the index. A file that is damaged, not SQLite or of another version is put
+// aside with a log line (as its path with .damaged behind it, in place of an older one) and a new
+// one starts empty. PostgreSQL tables of an older version are dropped; those of a newer one are an error.
 func Open(ctx context.Context, o Options) (*Index, error) {
-	if o.Path == "" || o.Keys == nil {
-		return nil, errors.New("index: Path and Keys are required")
+	if (o.URI == "") == (o.DB == nil) || o.Keys == nil {
+		return nil, errors.New("index: Keys and either URI or DB are required")
+	}
+	if o.URI != "" && !strings.HasPrefix(o.URI, "sqlite:") || o.DB != nil && o.DB.Engine() != database.PostgreSQL {
+		return nil, errors.New("index: URI is for SQLite, DB for PostgreSQL")
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -79,19 +96,16 @@ func Open(ctx context.Context, o Options) (*Index, error) {
 		return nil, fmt.Errorf("registering index metrics: %w", err)
 	}
 	x := &Index{
-		path: o.Path, keys: o.Keys, logger: o.Logger, metrics: m,
-		retry: backoff, age: flushAge, moved: make(chan struct{}),
+		uri: o.URI, db: o.DB, keys: o.Keys, logger: o.Logger, metrics: m,
+		retry: backoff, age: flushAge, grace: aheadGrace, moved: make(chan struct{}),
 	}
-	x.db, x.cursor, err = openFile(ctx, x.path)
-	if isDamaged(err) || isForeign(err) {
-		x.logger.Warn("the search index is unusable and is built again from the log", "path", x.path, "err", err)
-		if err := putAside(x.path); err != nil {
-			return nil, err
-		}
-		x.db, x.cursor, err = openFile(ctx, x.path)
+	if x.uri != "" {
+		x.db, x.cursor, err = x.openFile(ctx)
+	} else {
+		x.cursor, err = x.openShared(ctx)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("opening search index %s: %w", o.Path, err)
+		return nil, fmt.Errorf("opening search index: %w", err)
 	}
 	x.metrics.setCursor(x.cursor)
 	return x, nil
@@ -111,6 +125,9 @@ func (x *Index) Close() error {
 	defer x.following.Unlock()
 	x.dbMu.Lock()
 	defer x.dbMu.Unlock()
+	if x.uri == "" {
+		return nil
+	}
 	return x.db.Close()
 }
 
@@ -153,12 +170,12 @@ func (x *Index) advance(leaves []log.Leaf, rows []indexRow) {
 	x.moveTo(x.cursor + uint64(len(leaves)))
 }
 
-// restart sets the cursor to what the file has; fitted says that it was compared with the log.
+// restart sets the cursor to what is stored; fitted says that it was compared with the log.
 func (x *Index) restart(cursor uint64, fitted bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.pending.clear()
-	x.fitted = fitted
+	x.fitted, x.unsure, x.others = fitted, false, state{}
 	x.moveTo(cursor)
 }
 
@@ -170,79 +187,94 @@ func (x *Index) moveTo(cursor uint64) {
 	x.metrics.setCursor(cursor)
 }
 
-// openFile opens the SQLite file, creates its tables when they are missing and reads the
-// cursor. errVersion stands for a file of another version.
-func openFile(ctx context.Context, path string) (*sql.DB, uint64, error) {
-	// NORMAL: a power cut may undo the last transactions, each with keys and cursor
-	// together, and the follower does them again. A write-ahead log of 32 MiB gathers the
-	// many pages that random keys touch.
-	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() +
-		"?_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_pragma=busy_timeout(5000)" +
-		"&_pragma=wal_autocheckpoint(8192)&_pragma=journal_size_limit(67108864)&_pragma=cache_size(-8192)&_txlock=immediate"
-	db, err := sql.Open("sqlite", dsn)
+// openFile opens the file, or puts it aside and makes a new one, and reads the cursor.
+func (x *Index) openFile(ctx context.Context) (*database.DB, uint64, error) {
+	db, cursor, err := openFile(ctx, x.uri)
+	if database.Damaged(err) || isForeign(err) {
+		x.logger.Warn("the search index is unusable and is built again from the log", "index", x.uri, "err", err)
+		if err := putAside(strings.TrimPrefix(x.uri, "sqlite:")); err != nil {
+			return nil, 0, err
+		}
+		db, cursor, err = openFile(ctx, x.uri)
+	}
+	return db, cursor, err
+}
+
+func openFile(ctx context.Context, uri string) (*database.DB, uint64, error) {
+	db, err := database.Open(ctx, uri, database.Options{Derived: true}) // the follower does again what a power cut undid
 	if err != nil {
 		return nil, 0, err
 	}
-	db.SetMaxOpenConns(4)
-	cursor, err := prepare(ctx, db)
+	cursor, err := prepare(ctx, db, createKeys+sqliteClustered)
 	if err != nil {
-		return nil, 0, errors.Join(err, db.Close())
+		return nil, 0, errors.Join(fmt.Errorf("%s: %w", db, err), db.Close())
 	}
 	return db, cursor, nil
 }
 
-var errVersion = errors.New("the search index has another version")
-
-func prepare(ctx context.Context, db *sql.DB) (uint64, error) {
-	for _, statement := range []string{createKeys + sqliteClustered, createState} {
-		if _, err := db.ExecContext(ctx, statement); err != nil {
+func (x *Index) openShared(ctx context.Context) (uint64, error) {
+	cursor, err := prepare(ctx, x.db, createKeys)
+	var other versionError
+	if errors.As(err, &other) && other < version {
+		x.logger.Warn("the search index is of an older version and is built again from the log", "index", x.db.String())
+		x.metrics.rebuild()
+		if err := x.db.Create(ctx, dropKeys, dropState); err != nil {
 			return 0, err
 		}
+		cursor, err = prepare(ctx, x.db, createKeys)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", x.db, err)
+	}
+	return cursor, nil
+}
+
+// versionError is the version of an index that is not ours.
+type versionError int
+
+func (v versionError) Error() string {
+	return fmt.Sprintf("the search index is of version %d, this program's is %d", int(v), version)
+}
+
+// prepare makes the tables when they are missing and returns the stored cursor.
+func prepare(ctx context.Context, db *database.DB, createKeys string) (uint64, error) {
+	if err := db.Create(ctx, createKeys, createState); err != nil {
+		return 0, err
 	}
 	if _, err := db.ExecContext(ctx, insertState, version, []byte{}); err != nil {
 		return 0, err
 	}
 	s, err := readState(ctx, db)
-	if err != nil {
-		return 0, err
-	}
-	if s.version != version {
-		return 0, errVersion
-	}
-	return s.next, nil
+	return s.next, err
 }
 
 // state is the row of index_state.
 type state struct {
-	version  int
 	next     uint64
 	lastLeaf []byte // leaf hash of next-1, empty when next is 0
+	rows     bool   // there are any
 }
 
-func readState(ctx context.Context, db *sql.DB) (state, error) {
+// readState returns the stored cursor, or a versionError.
+func readState(ctx context.Context, db *database.DB) (state, error) {
 	var s state
+	var found int
 	var next int64
-	if err := db.QueryRowContext(ctx, selectState).Scan(&s.version, &next, &s.lastLeaf); err != nil {
+	if err := db.QueryRowContext(ctx, selectState).Scan(&found, &next, &s.lastLeaf, &s.rows); err != nil {
 		return s, fmt.Errorf("reading the index's cursor: %w", err)
+	}
+	if found != version {
+		return s, versionError(found)
 	}
 	s.next = uint64(next)
 	return s, nil
 }
 
-// isDamaged reports whether err says that the file cannot be read any more.
-func isDamaged(err error) bool {
-	var e *sqlite.Error
-	if !errors.As(err, &e) {
-		return false
-	}
-	primary := e.Code() & 0xff // of an extended code
-	return primary == sqlite3.SQLITE_CORRUPT || primary == sqlite3.SQLITE_NOTADB
-}
-
-// isForeign reports whether err, from preparing a file, says that its tables are not ours.
+// isForeign reports whether err, from opening a file, says that its tables are not ours.
 func isForeign(err error) bool {
+	var other versionError
 	var e *sqlite.Error
-	return errors.Is(err, errVersion) || errors.Is(err, sql.ErrNoRows) ||
+	return errors.As(err, &other) || errors.Is(err, sql.ErrNoRows) ||
 		errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_ERROR
 }
 

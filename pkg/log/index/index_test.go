@@ -6,7 +6,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,6 +22,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/transparency-dev/merkle/rfc6962"
 
+	"github.com/attestry/attestry/internal/database"
+	"github.com/attestry/attestry/internal/services"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/tiles"
 )
@@ -116,14 +117,81 @@ func testKeys(body []byte) ([]string, error) {
 	return splitKeys(body)
 }
 
-func open(t testing.TB, path string) *Index {
+// store is where an index keeps its rows: a file, or a schema of PostgreSQL.
+type store struct {
+	path   string // of the file
+	server string // URI of the database
+	schema string
+}
+
+// onEach runs f with an empty store of each engine.
+func onEach(t *testing.T, f func(t *testing.T, s store)) {
+	t.Run("sqlite", func(t *testing.T) { f(t, newFile(t)) })
+	t.Run("postgres", func(t *testing.T) { f(t, store{server: services.Postgres(t), schema: "log"}) })
+}
+
+func newFile(t testing.TB) store { return store{path: filepath.Join(t.TempDir(), "index ?#%.db")} }
+
+// empty returns another store of the same engine, which nothing was written to.
+func (s store) empty(t testing.TB) store {
+	if s.path != "" {
+		return newFile(t)
+	}
+	s.schema = fmt.Sprint("log", rand.Text()[:10])
+	s.schema = strings.ToLower(s.schema)
+	return s
+}
+
+func (s store) database(t testing.TB) *database.DB {
 	t.Helper()
-	x, err := Open(t.Context(), Options{Path: path, Keys: testKeys, Registerer: prometheus.NewRegistry()})
+	uri := s.server
+	if s.path != "" {
+		uri = "sqlite:" + s.path
+	}
+	db, err := database.Open(t.Context(), uri, database.Options{Schema: s.schema})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return db
+}
+
+func (s store) exec(t testing.TB, statements ...string) {
+	t.Helper()
+	db := s.database(t)
+	defer db.Close()
+	for _, statement := range statements {
+		if _, err := db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// try opens the index and what it needs, for as long as the test runs.
+func (s store) try(t testing.TB) (*Index, error) {
+	t.Helper()
+	o := Options{Keys: testKeys, Registerer: prometheus.NewRegistry()}
+	if s.path != "" {
+		o.URI = "sqlite:" + s.path
+	} else {
+		o.DB = s.database(t)
+		t.Cleanup(func() { o.DB.Close() })
+	}
+	x, err := Open(t.Context(), o)
+	if err != nil {
+		return nil, err
+	}
 	x.retry = func(int) time.Duration { return 0 }
+	x.grace = time.Millisecond
 	t.Cleanup(func() { x.Close() })
+	return x, nil
+}
+
+func open(t testing.TB, s store) *Index {
+	t.Helper()
+	x, err := s.try(t)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return x
 }
 
@@ -155,14 +223,15 @@ func follow(t testing.TB, x *Index, source *fakeLog) (stop func()) {
 	})
 }
 
-// content returns all of a file: its rows in order, then the cursor.
-func content(t testing.TB, path string) string {
+// content returns all of a store: its rows in order, then the cursor.
+func content(t testing.TB, s store) string {
 	t.Helper()
-	db, cursor, err := openFile(t.Context(), path)
+	db := s.database(t)
+	defer db.Close()
+	stored, err := readState(t.Context(), db)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close()
 	rows, err := db.Query(`SELECT segment, key_hash, log_index FROM index_keys ORDER BY segment, key_hash, log_index`)
 	if err != nil {
 		t.Fatal(err)
@@ -180,7 +249,7 @@ func content(t testing.TB, path string) string {
 	if err := rows.Err(); err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprintf(&all, "cursor %d\n", cursor)
+	fmt.Fprintf(&all, "cursor %d\n", stored.next)
 	return all.String()
 }
 
@@ -201,11 +270,11 @@ func difference(got, want string) string {
 // built returns the content of an index that was built from source in one go.
 func built(t testing.TB, source *fakeLog) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "index.db")
-	x := open(t, path)
+	file := newFile(t)
+	x := open(t, file)
 	follow(t, x, source)()
 	x.Close()
-	return content(t, path)
+	return content(t, file)
 }
 
 func expect(t *testing.T, x *Index, all bool, max int, want []uint64, keys ...string) {
@@ -220,9 +289,13 @@ func expect(t *testing.T, x *Index, all bool, max int, want []uint64, keys ...st
 }
 
 func TestSearchFindsEntriesByAnyOrAllKeys(t *testing.T) {
-	for name, age := range map[string]time.Duration{"pending in memory": time.Hour, "stored in the file": 0} {
+	onEach(t, func(t *testing.T, s store) { searchFindsEntries(t, s) })
+}
+
+func searchFindsEntries(t *testing.T, s store) {
+	for name, age := range map[string]time.Duration{"pending in memory": time.Hour, "stored": 0} {
 		t.Run(name, func(t *testing.T) {
-			x := open(t, filepath.Join(t.TempDir(), "index.db"))
+			x := open(t, s.empty(t))
 			x.age = age
 			source := newFakeLog(bodies(30)...)
 			stop := follow(t, x, source)
@@ -255,7 +328,7 @@ func TestSearchFindsEntriesByAnyOrAllKeys(t *testing.T) {
 }
 
 func TestFollowerPassesEntriesThatBreakTheirParser(t *testing.T) {
-	x := open(t, filepath.Join(t.TempDir(), "index.db"))
+	x := open(t, newFile(t))
 	defer follow(t, x, newFakeLog("a", "panics", "broken", "b"))()
 	expect(t, x, false, 10, []uint64{0, 3}, "a", "b")
 	if got := count(t, x.metrics.skipped); got != 2 {
@@ -269,16 +342,15 @@ func TestKilledFollowerResumes(t *testing.T) {
 	source := newFakeLog(bodies(60)...)
 	want := built(t, source)
 
-	type snapshot struct{ path string }
-	var snapshots []snapshot
+	var snapshots []store
 	dir := t.TempDir()
-	path := filepath.Join(dir, "index.db")
-	x := open(t, path)
+	file := store{path: filepath.Join(dir, "index.db")}
+	x := open(t, file)
 	x.age = 0 // every batch is stored
 	source.before = func(from uint64) error {
 		copyTo := filepath.Join(dir, fmt.Sprint("killed", len(snapshots)), "index.db")
-		copyFiles(t, path, copyTo)
-		snapshots = append(snapshots, snapshot{copyTo})
+		copyFiles(t, file.path, copyTo)
+		snapshots = append(snapshots, store{path: copyTo})
 		return nil
 	}
 	all := source.leaves
@@ -296,7 +368,7 @@ func TestKilledFollowerResumes(t *testing.T) {
 	}
 	stop()
 	x.Close()
-	if got := difference(content(t, path), want); got != "" {
+	if got := difference(content(t, file), want); got != "" {
 		t.Errorf("the follower that was not killed: %s", got)
 	}
 	source.before = nil
@@ -305,11 +377,11 @@ func TestKilledFollowerResumes(t *testing.T) {
 	}
 	cursors := map[uint64]bool{}
 	for i, killed := range snapshots {
-		x := open(t, killed.path)
+		x := open(t, killed)
 		cursors[x.Cursor()] = true
 		follow(t, x, source)()
 		x.Close()
-		if diff := difference(content(t, killed.path), want); diff != "" {
+		if diff := difference(content(t, killed), want); diff != "" {
 			t.Errorf("killed at step %d and resumed %s", i, diff)
 		}
 	}
@@ -334,11 +406,15 @@ func copyFiles(t testing.TB, from, to string) {
 }
 
 func TestFollowerOutlivesFailuresOfItsLog(t *testing.T) {
+	onEach(t, followerOutlivesFailures)
+}
+
+func followerOutlivesFailures(t *testing.T, s store) {
 	source := newFakeLog(bodies(60)...)
 	want := built(t, source)
 	for failAt := range 12 {
-		path := filepath.Join(t.TempDir(), "index.db")
-		x := open(t, path)
+		s := s.empty(t)
+		x := open(t, s)
 		x.age = 0
 		call := 0
 		source.before = func(uint64) error {
@@ -351,78 +427,95 @@ func TestFollowerOutlivesFailuresOfItsLog(t *testing.T) {
 		follow(t, x, source)()
 		x.Close()
 		source.before = nil
-		if diff := difference(content(t, path), want); diff != "" {
+		if diff := difference(content(t, s), want); diff != "" {
 			t.Errorf("after a failure of call %d %s", failAt, diff)
 		}
 	}
 }
 
-// TestFailedWritesAreDoneAgain makes each of the follower's transactions fail once, before it
-// took effect and after.
+// TestFailedWritesAreDoneAgain makes the follower's transaction fail, before it took effect and
+// after, in whole or in part.
 func TestFailedWritesAreDoneAgain(t *testing.T) {
+	onEach(t, failedWritesAreDoneAgain)
+}
+
+func failedWritesAreDoneAgain(t *testing.T, s store) {
 	source := newFakeLog(bodies(20)...)
 	want := built(t, source)
-	for name, state := range map[string]string{
-		"before":                  `UPDATE index_state SET next_index = 0`,
-		"after, by somebody else": `UPDATE index_state SET next_index = 7, last_leaf = x'` + fmt.Sprintf("%x", source.leaves[6].LeafHash) + `'`,
+	for name, stored := range map[string]uint64{
+		"it took no effect":                          0,
+		"somebody stored a part":                     7,
+		"it took effect":                             20,
+		"it took effect and somebody stored the end": 21,
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "index.db")
-			x := open(t, path)
+			s := s.empty(t)
+			x := open(t, s)
 			x.age = time.Hour
 			stop := follow(t, x, source) // all is pending
-			if strings.HasPrefix(name, "after") {
-				// The first seven are there, though nobody was told.
-				rows := x.rows(source.leaves[:7])
-				if err := x.transact(t.Context(), func(tx *sql.Tx) error { return insert(t.Context(), tx, rows) }); err != nil {
+			defer stop()
+			x.mu.Lock()
+			x.unsure = true // as a failed write leaves it
+			x.age = 0
+			x.mu.Unlock()
+			all := newFakeLog(append(bodies(20), "late")...)
+			if stored > 0 {
+				other := open(t, s)
+				if err := other.write(t.Context(), 0, stored, all.leaves[stored-1].LeafHash, other.rows(all.leaves[:stored])); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if _, err := x.db.Exec(state); err != nil {
-				t.Fatal(err)
-			}
-			x.mu.Lock()
-			x.age = 0 // due now
-			x.mu.Unlock()
+			expect(t, x, false, 100, []uint64{12}, "subject:12") // what is pending stays searchable
 			source.add("late")
 			if err := x.CaughtUp(t.Context(), 21); err != nil {
 				t.Fatal(err)
 			}
+			expect(t, x, false, 100, []uint64{12, 20}, "subject:12", "late")
 			stop()
+			if got := count(t, x.metrics.rebuilt); got != 0 {
+				t.Errorf("built again %v times", got)
+			}
 			x.Close()
+			if diff := difference(content(t, s), built(t, all)); diff != "" {
+				t.Error(diff)
+			}
 			source.mu.Lock()
 			source.leaves = source.leaves[:20]
 			source.mu.Unlock()
-			y := open(t, path) // ahead of the shorter log: built again
+			y := open(t, s) // ahead of the shorter log: built again
 			follow(t, y, source)()
 			y.Close()
-			if diff := difference(content(t, path), want); diff != "" {
-				t.Errorf("%s", diff)
+			if diff := difference(content(t, s), want); diff != "" {
+				t.Error(diff)
 			}
 		})
 	}
 }
 
 func TestIndexThatDoesNotFitTheLogIsBuiltAgain(t *testing.T) {
+	onEach(t, thatDoesNotFitIsBuiltAgain)
+}
+
+func thatDoesNotFitIsBuiltAgain(t *testing.T, s store) {
 	whole := bodies(60)
 	for name, source := range map[string]*fakeLog{
 		"the log was restored to an older state":  newFakeLog(whole[:25]...),
 		"the log was restored and grew otherwise": newFakeLog(append(slices.Clone(whole[:25]), strings.Split(strings.Repeat("new ", 50), " ")...)...),
-		"the file is of another log":              newFakeLog(strings.Split(strings.Repeat("x ", 100), " ")...),
+		"the index is of another log":             newFakeLog(strings.Split(strings.Repeat("x ", 100), " ")...),
 		"the log is empty":                        newFakeLog(),
 		"the log is the same":                     newFakeLog(whole...),
 		"the log is the same and longer":          newFakeLog(bodies(80)...),
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "index.db")
-			x := open(t, path)
+			s := s.empty(t)
+			x := open(t, s)
 			follow(t, x, newFakeLog(whole...))()
 			x.Close()
-			x = open(t, path)
+			x = open(t, s)
 			follow(t, x, source)()
 			rebuilt := count(t, x.metrics.rebuilt)
 			x.Close()
-			if diff := difference(content(t, path), built(t, source)); diff != "" {
+			if diff := difference(content(t, s), built(t, source)); diff != "" {
 				t.Error(diff)
 			}
 			if want := !strings.Contains(name, "same"); (rebuilt == 1) != want {
@@ -435,74 +528,100 @@ func TestIndexThatDoesNotFitTheLogIsBuiltAgain(t *testing.T) {
 func TestDamagedFileIsPutAsideAndBuiltAgain(t *testing.T) {
 	source := newFakeLog(bodies(60)...)
 	want := built(t, source)
-	for name, damage := range map[string]func(t *testing.T, path string){
-		"not SQLite": func(t *testing.T, path string) {
-			if err := os.WriteFile(path, bytes.Repeat([]byte("garbage "), 4096), 0o644); err != nil {
+	for name, damage := range map[string]func(t *testing.T, file store){
+		"not SQLite": func(t *testing.T, file store) {
+			if err := os.WriteFile(file.path, bytes.Repeat([]byte("garbage "), 4096), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"of another version": func(t *testing.T, path string) { execFile(t, path, `UPDATE index_state SET version = 99`) },
-		"without its state":  func(t *testing.T, path string) { execFile(t, path, `DROP TABLE index_state`) },
-		"with other tables": func(t *testing.T, path string) {
-			execFile(t, path, `DROP TABLE index_state`, `CREATE TABLE index_state (x TEXT)`)
+		"of another version": func(t *testing.T, file store) { file.exec(t, `UPDATE index_state SET version = 99`) },
+		"without its state":  func(t *testing.T, file store) { file.exec(t, `DROP TABLE index_state`) },
+		"with other tables": func(t *testing.T, file store) {
+			file.exec(t, `DROP TABLE index_state`, `CREATE TABLE index_state (x TEXT)`)
 		},
-		"empty": func(t *testing.T, path string) {
-			if err := os.Truncate(path, 0); err != nil {
+		"empty": func(t *testing.T, file store) {
+			if err := os.Truncate(file.path, 0); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"gone": func(t *testing.T, path string) {
-			if err := os.Remove(path); err != nil {
+		"gone": func(t *testing.T, file store) {
+			if err := os.Remove(file.path); err != nil {
 				t.Fatal(err)
 			}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "index ?#%.db")
-			x := open(t, path)
+			file := newFile(t)
+			x := open(t, file)
 			follow(t, x, source)()
 			x.Close()
-			damage(t, path)
-			x = open(t, path)
+			damage(t, file)
+			x = open(t, file)
 			follow(t, x, source)()
 			x.Close()
-			if diff := difference(content(t, path), want); diff != "" {
+			if diff := difference(content(t, file), want); diff != "" {
 				t.Errorf("%s", diff)
 			}
 		})
 	}
 }
 
-func execFile(t *testing.T, path string, statements ...string) {
-	t.Helper()
-	db, _, err := openFile(t.Context(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	for _, statement := range statements {
-		if _, err := db.Exec(statement); err != nil {
-			t.Fatal(err)
-		}
+func TestSharedTablesThatAreNotOurs(t *testing.T) {
+	source := newFakeLog(bodies(60)...)
+	want := built(t, source)
+	fresh := store{server: services.Postgres(t)}
+	for _, tt := range []struct {
+		name, statement string
+		err             string
+	}{
+		{"of an older version are built again", `UPDATE index_state SET version = 0`, ""},
+		{"of a newer version are left alone", `UPDATE index_state SET version = 99`, "version 99"},
+		{"without their state are built again", `DROP TABLE index_state`, ""},
+		{"without their cursor are built again", `DELETE FROM index_state`, ""},
+		{"of somebody else are left alone", `ALTER TABLE index_state RENAME COLUMN version TO v`, "version"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := fresh.empty(t)
+			x := open(t, s)
+			follow(t, x, newFakeLog("of", "another", "log"))()
+			follow(t, x, source)()
+			x.Close()
+			s.exec(t, `INSERT INTO index_keys VALUES (9, 'x', 9)`, tt.statement)
+			x, err := s.try(t)
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("Open = %v, want %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			follow(t, x, source)()
+			x.Close()
+			if diff := difference(content(t, s), want); diff != "" {
+				t.Error(diff)
+			}
+		})
 	}
 }
 
 func TestFileDamagedWhileInUseIsBuiltAgain(t *testing.T) {
 	source := newFakeLog(bodies(3000)...)
 	want := built(t, source)
-	path := filepath.Join(t.TempDir(), "index.db")
-	x := open(t, path)
+	file := newFile(t)
+	x := open(t, file)
 	follow(t, x, source)()
 	x.Close() // and the write-ahead log is in the file
-	x = open(t, path)
-	data, err := os.ReadFile(path)
+	x = open(t, file)
+	data, err := os.ReadFile(file.path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := 3 * 4096; i < len(data); i += 7 {
 		data[i] ^= 0xff
 	}
-	if err := os.WriteFile(path, data, 0o644); err != nil {
+	if err := os.WriteFile(file.path, data, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	stop := follow(t, x, source)
@@ -522,16 +641,20 @@ func TestFileDamagedWhileInUseIsBuiltAgain(t *testing.T) {
 	}
 	stop()
 	x.Close()
-	if diff := difference(content(t, path), want); diff != "" {
+	if diff := difference(content(t, file), want); diff != "" {
 		t.Error(diff)
 	}
-	if _, err := os.Stat(path + ".damaged"); err != nil {
+	if _, err := os.Stat(file.path + ".damaged"); err != nil {
 		t.Errorf("the damaged file was not kept: %v", err)
 	}
 }
 
 func TestCaughtUpWaitsAndEndsWithTheIndex(t *testing.T) {
-	x := open(t, filepath.Join(t.TempDir(), "index.db"))
+	onEach(t, caughtUpWaitsAndEnds)
+}
+
+func caughtUpWaitsAndEnds(t *testing.T, s store) {
+	x := open(t, s)
 	waited := make(chan error)
 	go func() { waited <- x.CaughtUp(t.Context(), 1000) }()
 	source := newFakeLog(bodies(10)...)
@@ -553,18 +676,22 @@ func TestCaughtUpWaitsAndEndsWithTheIndex(t *testing.T) {
 	if _, err := x.Search(t.Context(), []string{"subject:1"}, false, 1); err == nil {
 		t.Error("a closed index was searched")
 	}
-	again := open(t, x.path)
+	again := open(t, s)
 	if got := again.Cursor(); got != 10 {
 		t.Errorf("stored cursor %d after Close, want 10", got)
 	}
 }
 
 func TestHundredThousandEntriesAgainstAMap(t *testing.T) {
+	onEach(t, manyEntriesAgainstAMap)
+}
+
+func manyEntriesAgainstAMap(t *testing.T, s store) {
 	size := uint64(100_000)
 	if testing.Short() {
 		size = 10_000
 	}
-	x := open(t, filepath.Join(t.TempDir(), "index.db"))
+	x := open(t, s)
 	x.keys = splitKeys
 	source := steadySource{size, 256}
 	go x.Follow(t.Context(), source)
@@ -600,6 +727,10 @@ func TestHundredThousandEntriesAgainstAMap(t *testing.T) {
 }
 
 func TestFollowsARealLog(t *testing.T) {
+	onEach(t, followsARealLog)
+}
+
+func followsARealLog(t *testing.T, s store) {
 	dir := t.TempDir()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -623,7 +754,7 @@ func TestFollowsARealLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	x := open(t, filepath.Join(dir, "index.db"))
+	x := open(t, s)
 	go x.Follow(t.Context(), l)
 	var wait sync.WaitGroup
 	indexes := make([]uint64, 300)

@@ -37,6 +37,15 @@ func (p *pending) add(rows []indexRow, leaves int) {
 
 func (p *pending) clear() { *p = pending{} }
 
+// drop forgets the rows of leaves below next, which are stored; left is how many leaves stay.
+func (p *pending) drop(next uint64, left int) {
+	rows := slices.DeleteFunc(p.rows, func(row indexRow) bool { return row.index < next })
+	p.clear()
+	if left > 0 {
+		p.add(rows, left)
+	}
+}
+
 func (p *pending) full() bool { return p.leaves >= flushEntries || len(p.rows) >= flushRows }
 
 // newest returns copies of the newest max entries that have any of the keys, or all, ascending.
@@ -56,9 +65,7 @@ func (p *pending) newest(hashes []keyHash, all bool, max int) []uint64 {
 			found = append(found, list...)
 		}
 	}
-	slices.Sort(found)
-	found = slices.Compact(found)
-	return found[len(found)-min(len(found), max):]
+	return newest(found, max)
 }
 
 // indexRow is one row of index_keys.

@@ -1,6 +1,9 @@
 package index
 
-import "fmt"
+import (
+	"fmt"
+	"strconv"
+)
 
 // The schema in one place, in SQL that SQLite and PostgreSQL both take. BYTEA has no meaning
 // to SQLite, which then stores the bytes as they are.
@@ -29,17 +32,26 @@ const (
 	sqliteClustered = ` WITHOUT ROWID`
 
 	insertState = `INSERT INTO index_state (id, version, next_index, last_leaf) VALUES (1, $1, 0, $2) ON CONFLICT (id) DO NOTHING`
-	selectState = `SELECT version, next_index, last_leaf FROM index_state WHERE id = 1`
+	selectState = `SELECT version, next_index, last_leaf, EXISTS (SELECT 1 FROM index_keys) FROM index_state WHERE id = 1`
 	// The condition keeps a second follower from moving the cursor over this one's keys.
 	updateState = `UPDATE index_state SET next_index = $1, last_leaf = $2 WHERE id = 1 AND next_index = $3`
-	resetState  = `UPDATE index_state SET version = $1, next_index = 0, last_leaf = $2 WHERE id = 1`
 	deleteKeys  = `DELETE FROM index_keys`
+	dropKeys    = `DROP TABLE index_keys`
+	dropState   = `DROP TABLE index_state`
+	// PostgreSQL alone: it is done at once, however many rows there are, and returns their space.
+	truncateKeys = `TRUNCATE index_keys`
+	// PostgreSQL alone: all rows in three arrays.
+	insertArrays = `INSERT INTO index_keys (segment, key_hash, log_index) SELECT * FROM unnest($1::BIGINT[], $2::BYTEA[], $3::BIGINT[]) ON CONFLICT DO NOTHING`
+)
 
-	selectKey  = `SELECT log_index FROM index_keys WHERE segment = $1 AND key_hash = $2 ORDER BY log_index DESC LIMIT $3`
-	countKey   = `SELECT COUNT(*) FROM (SELECT 1 FROM index_keys WHERE segment = $1 AND key_hash = $2 LIMIT $3) AS few`
-	selectBoth = `SELECT a.log_index FROM index_keys a WHERE a.segment = $1 AND a.key_hash = $2`
-	andAlso    = ` AND EXISTS (SELECT 1 FROM index_keys b WHERE b.segment = $1 AND b.key_hash = $%d AND b.log_index = a.log_index)`
-	newestOf   = ` ORDER BY a.log_index DESC LIMIT $3`
+// The questions of a search. %s is a list of segments, which are numbers; $1 is the end of what
+// may be found and $2 the limit.
+const (
+	selectKey  = `SELECT log_index FROM index_keys WHERE segment IN (%s) AND key_hash = $3 AND log_index < $1 ORDER BY log_index DESC LIMIT $2`
+	countKey   = `SELECT COUNT(*) FROM (SELECT 1 FROM index_keys WHERE segment IN (%s) AND key_hash = $3 AND log_index < $1 LIMIT $2) AS few`
+	selectBoth = `SELECT a.log_index FROM index_keys a WHERE a.segment IN (%s) AND a.key_hash = $3 AND a.log_index < $1`
+	andAlso    = ` AND EXISTS (SELECT 1 FROM index_keys b WHERE b.segment = a.segment AND b.key_hash = $%d AND b.log_index = a.log_index)`
+	newestOf   = ` ORDER BY a.log_index DESC LIMIT $2`
 )
 
 // version is of the schema and of how keys are hashed: a file of another one is rebuilt.
@@ -48,11 +60,14 @@ const version = 1
 // segmentEntries is how many leaves share a segment.
 const segmentEntries = 1 << 16
 
-// rowsPerInsert is how many rows one INSERT carries. The driver looks each $n up in a list
-// of all, so that the cost of long statements grows with the square of their length.
+// rowsPerInsert is how many rows one INSERT of SQLite carries. The driver looks each $n up in a
+// list of all, so that the cost of long statements grows with the square of their length.
 const rowsPerInsert = 32
 
-// insertKeys returns the statement that inserts n rows.
+// rowsPerArray is how many rows one INSERT of PostgreSQL carries.
+const rowsPerArray = 8192
+
+// insertKeys returns the statement that inserts n rows into SQLite.
 func insertKeys(n int) string {
 	statement := make([]byte, 0, 64+n*24)
 	statement = append(statement, "INSERT INTO index_keys (segment, key_hash, log_index) VALUES "...)
@@ -65,10 +80,21 @@ func insertKeys(n int) string {
 	return string(append(statement, " ON CONFLICT DO NOTHING"...))
 }
 
-// intersection returns the statement for entries that have n keys. $1 is the segment, $2 the
-// first key, $3 the limit and the other keys follow.
-func intersection(n int) string {
-	statement := selectBoth
+// list returns the segments from first down, n of them, for IN.
+func list(first int64, n int) string {
+	var b []byte
+	for i := range int64(n) {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(b, first-i, 10)
+	}
+	return string(b)
+}
+
+// intersection returns the statement for entries that have n keys: $3 is the first and the others follow.
+func intersection(segments string, n int) string {
+	statement := fmt.Sprintf(selectBoth, segments)
 	for i := range n - 1 {
 		statement += fmt.Sprintf(andAlso, i+4)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/internal/fault"
 )
 
@@ -19,7 +20,10 @@ const (
 // order. Keys are compared in lower case. It returns at most max, and never more than 10,000:
 // the newest when there are more. No keys find nothing.
 //
-// Errors: fault.Invalid for more than 32 keys; fault.Unavailable while a damaged index is built again.
+// It finds what is below Cursor, also when other replicas have stored more.
+//
+// Errors: fault.Invalid for more than 32 keys; fault.Unavailable while a damaged index is built
+// again or the database does not answer.
 func (x *Index) Search(ctx context.Context, keys []string, all bool, max int) ([]uint64, error) {
 	if len(keys) > maxSearchKeys {
 		return nil, fault.New(fault.Invalid, "too_many_keys", nil, "a search takes at most %d keys", maxSearchKeys)
@@ -35,14 +39,16 @@ func (x *Index) Search(ctx context.Context, keys []string, all bool, max int) ([
 		return nil, nil
 	}
 	found, err := x.search(ctx, hashes, all, max)
-	if isDamaged(err) {
+	if database.Damaged(err) {
 		x.markDamaged() // the follower replaces the file at its next step
 		return nil, fault.New(fault.Unavailable, "index_damaged", err, "the search index is being built again; try again later")
+	}
+	if database.Retryable(err) {
+		return nil, fault.New(fault.Unavailable, "index_unavailable", err, "the search index does not answer; try again")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("searching: %w", err)
 	}
-	slices.Sort(found)
 	return found, nil
 }
 
@@ -52,84 +58,63 @@ func (x *Index) search(ctx context.Context, hashes []keyHash, all bool, max int)
 	// Memory before the file: rows that move from one to the other in between are met twice
 	// and not missed.
 	x.mu.Lock()
-	cursor := x.cursor
+	cursor, closed := x.cursor, x.closed
 	found := x.pending.newest(hashes, all, max)
 	x.mu.Unlock()
+	if closed {
+		return nil, errClosed
+	}
 	if cursor == 0 || len(found) == max {
 		return found, nil
 	}
-	conn, err := x.db.Conn(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	s, err := newSearcher(ctx, conn, hashes, all)
-	if err != nil {
-		return nil, err
-	}
-	defer s.close()
-	missing := max - len(found)
-	for segment := int64((cursor - 1) / segmentEntries); segment >= 0 && missing > 0; segment-- {
-		more, err := s.segment(ctx, segment, max)
+	// Segments from the newest, one and then ever more at once: where few entries were found
+	// so far, the older segments have few as well.
+	s := searcher{db: x.db, hashes: slices.Clone(hashes), all: all && len(hashes) > 1, below: cursor}
+	first, n := int64((cursor-1)/segmentEntries), 1
+	for first >= 0 && len(found) < max {
+		n = min(n, maxSegments, int(first)+1)
+		more, err := s.segments(ctx, list(first, n), max)
 		if err != nil {
 			return nil, err
 		}
-		found = append(found, more...)
-		slices.Sort(found)
-		found = slices.Compact(found)
-		missing = max - len(found)
+		found = newest(append(found, more...), max)
+		first, n = first-int64(n), 4*n
 	}
-	return found[len(found)-min(len(found), max):], nil
+	return found, nil
 }
 
-// searcher holds the statements of one search.
+// newest returns the largest max of the indexes, ascending and each once.
+func newest(indexes []uint64, max int) []uint64 {
+	slices.Sort(indexes)
+	indexes = slices.Compact(indexes)
+	return indexes[len(indexes)-min(len(indexes), max):]
+}
+
+// searcher holds what stays the same over one search.
 type searcher struct {
-	hashes     []keyHash
-	all        bool
-	one, count *sql.Stmt
-	everyOf    *sql.Stmt
+	db     *database.DB
+	hashes []keyHash
+	all    bool
+	below  uint64
 }
 
-func newSearcher(ctx context.Context, conn *sql.Conn, hashes []keyHash, all bool) (*searcher, error) {
-	s := &searcher{hashes: slices.Clone(hashes), all: all && len(hashes) > 1}
-	var err error
-	if !s.all {
-		s.one, err = conn.PrepareContext(ctx, selectKey)
-		return s, err
-	}
-	if s.count, err = conn.PrepareContext(ctx, countKey); err == nil {
-		s.everyOf, err = conn.PrepareContext(ctx, intersection(len(hashes)))
-	}
-	if err != nil {
-		s.close()
-	}
-	return s, err
-}
+// maxSegments is how many segments one statement looks through.
+const maxSegments = 256
 
-func (s *searcher) close() {
-	for _, statement := range []*sql.Stmt{s.one, s.count, s.everyOf} {
-		if statement != nil {
-			statement.Close()
-		}
-	}
-}
-
-// segment returns the newest max results in one segment, in any order.
-func (s *searcher) segment(ctx context.Context, segment int64, max int) ([]uint64, error) {
+// segments returns the newest max results in a list of segments, in any order.
+func (s *searcher) segments(ctx context.Context, segments string, max int) ([]uint64, error) {
 	if s.all {
-		return s.intersect(ctx, segment, max)
+		return s.intersect(ctx, segments, max)
 	}
 	var found []uint64
 	for i := range s.hashes {
-		more, err := scan(s.one.QueryContext(ctx, segment, s.hashes[i][:], max))
+		more, err := scan(s.db.QueryContext(ctx, fmt.Sprintf(selectKey, segments), s.below, max, s.hashes[i][:]))
 		if err != nil {
 			return nil, err
 		}
 		found = append(found, more...)
 	}
-	slices.Sort(found)
-	found = slices.Compact(found)
-	return found[len(found)-min(len(found), max):], nil
+	return found, nil
 }
 
 // fewEnough is how far rows are counted to find the rarest key.
@@ -137,11 +122,11 @@ const fewEnough = 1000
 
 // intersect starts from the rarest key: a digest and a busy identity cost one lookup then,
 // not one for each entry of that identity.
-func (s *searcher) intersect(ctx context.Context, segment int64, max int) ([]uint64, error) {
+func (s *searcher) intersect(ctx context.Context, segments string, max int) ([]uint64, error) {
 	rarest, fewest := 0, fewEnough+1
 	for i := range s.hashes {
 		var n int
-		if err := s.count.QueryRowContext(ctx, segment, s.hashes[i][:], min(fewest, fewEnough)).Scan(&n); err != nil {
+		if err := s.db.QueryRowContext(ctx, fmt.Sprintf(countKey, segments), s.below, min(fewest, fewEnough), s.hashes[i][:]).Scan(&n); err != nil {
 			return nil, err
 		}
 		if n == 0 {
@@ -151,13 +136,13 @@ func (s *searcher) intersect(ctx context.Context, segment int64, max int) ([]uin
 			rarest, fewest = i, n
 		}
 	}
-	arguments := []any{segment, s.hashes[rarest][:], max}
+	arguments := []any{s.below, max, s.hashes[rarest][:]}
 	for i := range s.hashes {
 		if i != rarest {
 			arguments = append(arguments, s.hashes[i][:])
 		}
 	}
-	return scan(s.everyOf.QueryContext(ctx, arguments...))
+	return scan(s.db.QueryContext(ctx, intersection(segments, len(s.hashes)), arguments...))
 }
 
 func scan(rows *sql.Rows, err error) ([]uint64, error) {

@@ -93,7 +93,7 @@ func newService(t testing.TB, change ...func(*Options)) *service {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, err := index.Open(t.Context(), index.Options{Path: filepath.Join(dir, "index.db"), Keys: entry.Keys, Logger: logger})
+	x, err := index.Open(t.Context(), index.Options{URI: "sqlite:" + filepath.Join(dir, "index.db"), Keys: entry.Keys, Logger: logger})
 	if err != nil {
 		t.Fatal(err)
 	}

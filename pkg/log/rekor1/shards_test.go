@@ -57,7 +57,7 @@ func openShard(t testing.TB, treeID int64, first uint64) (*log.Log, *index.Index
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, err := index.Open(t.Context(), index.Options{Path: filepath.Join(dir, "index.db"), Keys: entry.Keys, Logger: logger})
+	x, err := index.Open(t.Context(), index.Options{URI: "sqlite:" + filepath.Join(dir, "index.db"), Keys: entry.Keys, Logger: logger})
 	if err != nil {
 		t.Fatal(err)
 	}
