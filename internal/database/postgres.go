@@ -98,6 +98,8 @@ func newServer(uri string, o Options) (*server, error) {
 	}
 	statement := orElse(o.StatementTimeout, statementTimeout)
 	q.Set("search_path", o.Schema)
+	q.Set("jit", "off") // our statements are short: compiling one, or starting workers for it, takes longer than it does
+	q.Set("max_parallel_workers_per_gather", "0")
 	q.Set("statement_timeout", strconv.FormatInt(max(1, statement.Milliseconds()), 10))
 	u.RawQuery = q.Encode()
 	return &server{uri: *u, passwordFile: o.PasswordFile, dialer: dialer{patience: statement + silence}}, nil
