@@ -3,6 +3,7 @@ package index
 import (
 	"fmt"
 	"strconv"
+	"strings"
 )
 
 // The schema in one place, in SQL that SQLite and PostgreSQL both take. BYTEA has no meaning
@@ -44,14 +45,16 @@ const (
 	insertArrays = `INSERT INTO index_keys (segment, key_hash, log_index) SELECT * FROM unnest($1::BIGINT[], $2::BYTEA[], $3::BIGINT[]) ON CONFLICT DO NOTHING`
 )
 
-// The questions of a search. %s is a list of segments, which are numbers; $1 is the end of what
-// may be found and $2 the limit.
+// The questions of a search, each for one of its keys. %s is a list of segments, which are
+// numbers, and %d the number of the key's parameter; $1 is the end of what may be found and $2 the limit.
 const (
-	selectKey  = `SELECT log_index FROM index_keys WHERE segment IN (%s) AND key_hash = $3 AND log_index < $1 ORDER BY log_index DESC LIMIT $2`
-	countKey   = `SELECT COUNT(*) FROM (SELECT 1 FROM index_keys WHERE segment IN (%s) AND key_hash = $3 AND log_index < $1 LIMIT $2) AS few`
-	selectBoth = `SELECT a.log_index FROM index_keys a WHERE a.segment IN (%s) AND a.key_hash = $3 AND a.log_index < $1`
+	selectKey  = `SELECT log_index FROM index_keys WHERE segment IN (%s) AND key_hash = $%d AND log_index < $1 ORDER BY log_index DESC LIMIT $2`
+	countKey   = `SELECT COUNT(*) FROM (SELECT 1 FROM index_keys WHERE segment IN (%s) AND key_hash = $%d AND log_index < $1 LIMIT $2) AS few`
+	selectBoth = `SELECT a.log_index FROM index_keys a WHERE a.segment IN (%s) AND a.key_hash = $%d AND a.log_index < $1`
 	andAlso    = ` AND EXISTS (SELECT 1 FROM index_keys b WHERE b.segment = a.segment AND b.key_hash = $%d AND b.log_index = a.log_index)`
 	newestOf   = ` ORDER BY a.log_index DESC LIMIT $2`
+
+	firstKey = 3 // number of the first key's parameter
 )
 
 // version is of the schema and of how keys are hashed: a file of another one is rebuilt.
@@ -92,11 +95,29 @@ func list(first int64, n int) string {
 	return string(b)
 }
 
-// intersection returns the statement for entries that have n keys: $3 is the first and the others follow.
-func intersection(segments string, n int) string {
-	statement := fmt.Sprintf(selectBoth, segments)
+// unionOf returns the statement for entries that have any of n keys.
+func unionOf(segments string, n int) string {
+	parts := make([]string, n)
+	for i := range parts {
+		parts[i] = fmt.Sprintf(`SELECT log_index FROM (`+selectKey+`) AS k%d`, segments, firstKey+i, i)
+	}
+	return strings.Join(parts, " UNION ALL ")
+}
+
+// countsOf returns the statement for how many entries each of n keys has, in one row.
+func countsOf(segments string, n int) string {
+	parts := make([]string, n)
+	for i := range parts {
+		parts[i] = fmt.Sprintf(`(`+countKey+`)`, segments, firstKey+i)
+	}
+	return "SELECT " + strings.Join(parts, ", ")
+}
+
+// intersectionOf returns the statement for entries that have all of n keys, the first of them few.
+func intersectionOf(segments string, n int) string {
+	statement := fmt.Sprintf(selectBoth, segments, firstKey)
 	for i := range n - 1 {
-		statement += fmt.Sprintf(andAlso, i+4)
+		statement += fmt.Sprintf(andAlso, firstKey+1+i)
 	}
 	return statement + newestOf
 }

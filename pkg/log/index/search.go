@@ -103,46 +103,43 @@ const maxSegments = 256
 
 // segments returns the newest max results in a list of segments, in any order.
 func (s *searcher) segments(ctx context.Context, segments string, max int) ([]uint64, error) {
-	if s.all {
-		return s.intersect(ctx, segments, max)
+	if !s.all {
+		return scan(s.db.QueryContext(ctx, unionOf(segments, len(s.hashes)), s.parameters(max)...))
 	}
-	var found []uint64
-	for i := range s.hashes {
-		more, err := scan(s.db.QueryContext(ctx, fmt.Sprintf(selectKey, segments), s.below, max, s.hashes[i][:]))
-		if err != nil {
-			return nil, err
+	// From the rarest key: a digest and a busy identity cost one lookup then, not one for
+	// each entry of that identity.
+	counts := make([]int, len(s.hashes))
+	into := make([]any, len(counts))
+	for i := range counts {
+		into[i] = &counts[i]
+	}
+	if err := s.db.QueryRowContext(ctx, countsOf(segments, len(s.hashes)), s.parameters(fewEnough)...).Scan(into...); err != nil {
+		return nil, err
+	}
+	rarest := 0
+	for i := range counts {
+		if counts[i] < counts[rarest] {
+			rarest = i
 		}
-		found = append(found, more...)
 	}
-	return found, nil
+	if counts[rarest] == 0 {
+		return nil, nil
+	}
+	arguments := s.parameters(max)
+	keys := arguments[firstKey-1:]
+	keys[0], keys[rarest] = keys[rarest], keys[0]
+	return scan(s.db.QueryContext(ctx, intersectionOf(segments, len(s.hashes)), arguments...))
 }
 
 // fewEnough is how far rows are counted to find the rarest key.
 const fewEnough = 1000
 
-// intersect starts from the rarest key: a digest and a busy identity cost one lookup then,
-// not one for each entry of that identity.
-func (s *searcher) intersect(ctx context.Context, segments string, max int) ([]uint64, error) {
-	rarest, fewest := 0, fewEnough+1
+func (s *searcher) parameters(limit int) []any {
+	list := []any{s.below, limit}
 	for i := range s.hashes {
-		var n int
-		if err := s.db.QueryRowContext(ctx, fmt.Sprintf(countKey, segments), s.below, min(fewest, fewEnough), s.hashes[i][:]).Scan(&n); err != nil {
-			return nil, err
-		}
-		if n == 0 {
-			return nil, nil
-		}
-		if n < fewest {
-			rarest, fewest = i, n
-		}
+		list = append(list, s.hashes[i][:])
 	}
-	arguments := []any{s.below, max, s.hashes[rarest][:]}
-	for i := range s.hashes {
-		if i != rarest {
-			arguments = append(arguments, s.hashes[i][:])
-		}
-	}
-	return scan(s.db.QueryContext(ctx, intersection(segments, len(s.hashes)), arguments...))
+	return list
 }
 
 func scan(rows *sql.Rows, err error) ([]uint64, error) {
