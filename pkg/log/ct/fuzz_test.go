@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"math/big"
 	"strings"
 	"testing"
@@ -135,6 +136,68 @@ func FuzzAddChainBody(f *testing.F) {
 		chain, err := parseAddChain(strings.NewReader(body))
 		if err != nil && chain != nil {
 			t.Fatal("a chain beside an error")
+		}
+	})
+}
+
+// FuzzPlainLeaf checks that leaf and extra that parse give the TileLeaf of a log without extensions,
+// which parses to the same.
+func FuzzPlainLeaf(f *testing.F) {
+	for _, entry := range []ctonly.Entry{
+		{Timestamp: 1, Certificate: []byte{1, 2}, FingerprintsChain: [][32]byte{{1}}},
+		{Timestamp: 1, IsPrecert: true, Certificate: []byte{1, 2}, Precertificate: []byte{3}, IssuerKeyHash: make([]byte, 32)},
+	} {
+		leaf, extra, err := plainLeaf(&entry)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(leaf, extra)
+		f.Add(leaf[:len(leaf)-2], append([]byte{0, 0}, extra...))
+		f.Add(append([]byte{0, 0}, entry.LeafData(7)...), []byte{})
+	}
+	f.Fuzz(func(t *testing.T, leaf, extra []byte) {
+		parsed, err := parsePlainLeaf(leaf, extra)
+		if err != nil {
+			return
+		}
+		if !bytes.Equal(parsed.leafInput(), leaf) {
+			t.Fatal("the leaf that is answered is not the one that is stored")
+		}
+		entry := ctonly.Entry{
+			Timestamp: parsed.timestampMillis, IsPrecert: parsed.precert, Certificate: parsed.signed,
+			Precertificate: parsed.precertificate, IssuerKeyHash: parsed.issuerKeyHash[:], FingerprintsChain: parsed.chain,
+		}
+		againLeaf, againExtra, err := plainLeaf(&entry)
+		if err != nil || !bytes.Equal(againLeaf, leaf) || !bytes.Equal(againExtra, extra) {
+			t.Fatalf("encoded again as %x and %x: %v", againLeaf, againExtra, err)
+		}
+	})
+}
+
+// FuzzRoots checks that the file is taken whole or not at all.
+func FuzzRoots(f *testing.F) {
+	var text []byte
+	for _, der := range precertificates(f)[:2] {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	f.Add(text)
+	f.Add(append([]byte("# roots\r\n"), text...))
+	f.Add(text[:len(text)-30])
+	f.Add([]byte("-----BEGIN CERTIFICATE-----\n-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		roots, err := ParseRoots(text)
+		if err != nil {
+			return
+		}
+		if len(roots) == 0 || len(roots) != bytes.Count(text, []byte("-----BEGIN ")) {
+			t.Fatalf("%d roots from %q", len(roots), text)
+		}
+		var again []byte
+		for _, der := range roots {
+			again = append(again, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+		}
+		if reparsed, err := ParseRoots(again); err != nil || len(reparsed) != len(roots) {
+			t.Fatalf("written again, %d roots of %d: %v", len(reparsed), len(roots), err)
 		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -442,4 +443,56 @@ func TestIssuersAreStoredBeforeTheLeaf(t *testing.T) {
 	if _, err := h.AddPreChain(t.Context(), ca.precertChain()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// FuzzRequests: whatever a client asks, it gets an answer in our shape, and none is our fault.
+func FuzzRequests(f *testing.F) {
+	ca := newAuthority(f, "a")
+	l := newMemoryLog(newKey(f))
+	plain, err := ct.New(ct.Options{Log: l, Roots: rawCerts(ca.root), IssuerDir: f.TempDir()})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for range 5 {
+		if _, err := plain.AddPreChain(f.Context(), ca.precertChain()); err != nil {
+			f.Fatal(err)
+		}
+	}
+	tiled, err := ct.New(ct.Options{Log: openLog(f, f.TempDir(), newKey(f)), Roots: rawCerts(ca.root), IssuerDir: f.TempDir()})
+	if err != nil {
+		f.Fatal(err)
+	}
+	if _, err := tiled.AddPreChain(f.Context(), ca.precertChain()); err != nil {
+		f.Fatal(err)
+	}
+	for _, seed := range []string{
+		"GET /ct/v1/get-sth-consistency?first=0&second=1", "GET /ct/v1/get-entries?start=0&end=18446744073709551615",
+		"GET /ct/v1/get-entries?start=9223372036854775807&end=9223372036854775807", "GET /ct/v1/get-proof-by-hash?hash=%2B&tree_size=1",
+		"GET /ct/v1/get-entry-and-proof?leaf_index=4&tree_size=5", "GET /tile/0/x001/x234/067.p/8", "GET /tile/data/000", "HEAD /issuer/00",
+		"POST /ct/v1/add-chain", "GET /ct/v1/get-entries?start=0&start=9&end=3;", "GET /%2e%2e/checkpoint", "GET //ct/v1/get-sth",
+	} {
+		method, path, _ := strings.Cut(seed, " ")
+		f.Add(method, path, `{"chain":["AAAA"]}`)
+	}
+	f.Fuzz(func(t *testing.T, method, path, body string) {
+		target, err := url.ParseRequestURI(path)
+		if err != nil || !strings.HasPrefix(path, "/") {
+			return
+		}
+		for _, h := range []http.Handler{plain, tiled} {
+			recorder := httptest.NewRecorder()
+			h.ServeHTTP(recorder, (&http.Request{Method: method, URL: target, Body: io.NopCloser(strings.NewReader(body))}).WithContext(t.Context()))
+			text := recorder.Body.String()
+			switch {
+			case recorder.Code >= 500:
+				t.Errorf("%s %s: %d %s", method, path, recorder.Code, text)
+			case recorder.Code >= 400 && (!strings.HasPrefix(text, http.StatusText(recorder.Code)+"\n") || !strings.Contains(text, "[reason=")):
+				t.Errorf("%s %s: %d in another shape: %q", method, path, recorder.Code, text)
+			case recorder.Code == 200 && strings.Contains(text, "null"):
+				t.Errorf("%s %s: null in %q", method, path, text)
+			case recorder.Header().Get("Cache-Control") == "" || recorder.Header().Get("Content-Type") == "":
+				t.Errorf("%s %s: headers %v", method, path, recorder.Header())
+			}
+		}
+	})
 }
