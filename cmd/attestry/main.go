@@ -35,6 +35,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		newAttestCommand(),
 		newVerifyCommand(),
 		newLogCommand(),
+		newWitnessCommand(),
 		newBenchCommand(),
 	)
 	root.SetArgs(args)
