@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	cosignature "github.com/transparency-dev/formats/note"
 	"golang.org/x/mod/sumdb/note"
 
@@ -31,7 +33,7 @@ type served struct {
 	instead atomic.Pointer[http.HandlerFunc]
 }
 
-func serve(t *testing.T, seed byte, l *testLog) *served {
+func serve(t testing.TB, seed byte, l *testLog) *served {
 	t.Helper()
 	s := &served{witnessHouse: newWitnessHouse(t, l)}
 	s.server.Close()
@@ -53,7 +55,7 @@ func serve(t *testing.T, seed byte, l *testLog) *served {
 func (s *served) lie(h http.HandlerFunc) { s.instead.Store(&h) }
 
 // policy makes "threshold of all" out of witnesses.
-func policyOf(t *testing.T, threshold string, witnesses ...*served) *Policy {
+func policyOf(t testing.TB, threshold string, witnesses ...*served) *Policy {
 	t.Helper()
 	text, names := "", ""
 	for i, w := range witnesses {
@@ -67,7 +69,7 @@ func policyOf(t *testing.T, threshold string, witnesses ...*served) *Policy {
 	return p
 }
 
-func newTestClient(t *testing.T, p *Policy, clock *clock) *Client {
+func newTestClient(t testing.TB, p *Policy, clock *clock) *Client {
 	t.Helper()
 	transport := &http.Transport{DisableKeepAlives: true}
 	c, err := NewClient(ClientOptions{Policy: p, Label: "test", Transport: transport, Timeout: 3 * time.Second, Logger: quiet(), Now: clock.Now})
@@ -333,6 +335,29 @@ func (l *testLog) prove(size uint64) func(context.Context, uint64) ([][]byte, er
 	return func(_ context.Context, from uint64) ([][]byte, error) { return l.tree.ConsistencyProof(from, size) }
 }
 
+func TestWhatWitnessesAnswerIsCounted(t *testing.T) {
+	l := newTestLog(t, logOrigin, newEd25519Key('l'), 100, "leaf")
+	good, refuses, fails := serve(t, 'a', l), serve(t, 'b', l), serve(t, 'c', l)
+	refuses.lie(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
+	fails.lie(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "nonsense") })
+	client := newTestClient(t, policyOf(t, "all", good, refuses, fails), good.clock)
+	if _, err := cosign(client, l, 10); err == nil {
+		t.Fatal("a quorum of liars")
+	}
+	for _, want := range [][2]string{{"w0", "cosigned"}, {"w1", "refused"}, {"w2", "failed"}} {
+		var m dto.Metric
+		if err := client.metrics.answers.WithLabelValues(want[0], want[1]).Write(&m); err != nil || m.Counter.GetValue() != 1 {
+			t.Errorf("%s %s: %v, %v", want[0], want[1], m.Counter, err)
+		}
+	}
+	reg := prometheus.NewRegistry()
+	for _, label := range []string{"rekor2", "ct-main"} { // two logs of one process
+		if _, err := NewClient(ClientOptions{Policy: client.policy, Label: label, Logger: quiet(), Registerer: reg}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // One endpoint may answer for several witnesses, of both kinds of cosignature; lines of unknown keys are passed over.
 func TestOneAnswerMayHoldSeveralCosignatures(t *testing.T) {
 	l := newTestLog(t, logOrigin, newEd25519Key('l'), 100, "leaf")
@@ -411,6 +436,23 @@ func TestANoteHasNoMoreLinesThanVerifiersTake(t *testing.T) {
 		out, err := newTestClient(t, p, &clock{now: began}).assemble(l.checkpoint(5), 1, all)
 		if got := strings.Count(string(out), "\n— "); got != tt.want || (err == nil) != (tt.want > 0) {
 			t.Errorf("threshold %s: %d lines, %v", tt.threshold, got, err)
+		}
+	}
+}
+
+// BenchmarkCosign is the time that a quorum of two out of three witnesses adds to a checkpoint, each with its fsync, on one machine.
+func BenchmarkCosign(b *testing.B) {
+	l := newTestLog(b, logOrigin, newEd25519Key('l'), 20_000, "leaf")
+	w := []*served{serve(b, 'a', l), serve(b, 'b', l), serve(b, 'c', l)}
+	client, err := NewClient(ClientOptions{Policy: policyOf(b, "2", w...), Label: "test", Logger: quiet(), Now: w[0].clock.Now})
+	if err != nil {
+		b.Fatal(err)
+	}
+	size := uint64(0)
+	for b.Loop() {
+		size = min(size+1, 20_000) // past it the same tree again, with a new time
+		if _, err := client.Cosign(b.Context(), l.checkpoint(size), size, l.prove(size)); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

@@ -76,7 +76,9 @@ func OpenServer(opts ServerOptions) (*Server, error) {
 			w = &watched{origin: key.name}
 			s.watched[key.name] = w
 		}
-		w.keys = append(w.keys, key)
+		if !slices.ContainsFunc(w.keys, key.same) {
+			w.keys = append(w.keys, key)
+		}
 	}
 	if len(s.watched) == 0 || len(s.watched) > maxWatched {
 		return nil, fmt.Errorf("a witness knows 1 to %d logs, this one %d", maxWatched, len(s.watched))

@@ -153,7 +153,7 @@ func TestTheFirstCheckpointOfALogIsTakenOnItsSignature(t *testing.T) {
 func TestALogMayHaveSeveralKeys(t *testing.T) {
 	first := newTestLog(t, logOrigin, newP256Key(t), 10, "leaf")
 	second := newTestLog(t, logOrigin, newEd25519Key('l'), 10, "leaf")
-	h := newWitnessHouse(t, first, second)
+	h := newWitnessHouse(t, first, second, first)
 	h.cosigned(h.post(first.body(0, 3)), first, 3)
 	h.cosigned(h.post(second.body(3, 4)), first, 4)
 	both := append(first.checkpoint(6), second.signedLine(6)...)
