@@ -52,7 +52,7 @@ key instead, since an older state lets a log show it a fork.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.dir, "dir", "./attestry-witness", "directory of the key and of what was cosigned")
-	flags.StringVar(&f.listen, "listen", "127.0.0.1:8430", "address of the listener")
+	flags.StringVar(&f.listen, "listen", "127.0.0.1:8440", "address of the listener")
 	flags.StringVar(&f.name, "name", "", "name of the witness, a URL without scheme such as witness.example/w1; for life")
 	flags.StringVar(&f.key, "key", "", "Ed25519 private key, PEM, made when it is missing (default DIR/key.pem)")
 	flags.StringArrayVar(&f.logs, "log", nil, "verifier key of a log that may be cosigned; may be repeated")
