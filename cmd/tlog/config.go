@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net/url"
 	"strings"
@@ -27,8 +28,13 @@ type serverConfig struct {
 	Dir string `mapstructure:"dir"`
 	// Fence is the directory that remembers what the log keys have signed (file:PATH or a
 	// path). Put it on another volume than Dir and out of its backups: a log restored from a
-	// backup is recognized by it. Required.
+	// backup is recognized by it. Or postgres://user@host/database, which several replicas share. Required.
 	Fence string `mapstructure:"fence"`
+	// Database is postgres://user@host/database: rows, queue and search index of each log, in a schema
+	// of its own. Default: SQLite files in dir. Several replicas need it, the fence in PostgreSQL, and trees that they share.
+	Database string `mapstructure:"database"`
+	// DatabasePasswordFile holds the password of database and fence.
+	DatabasePasswordFile string `mapstructure:"database-password-file"`
 
 	// KeyPasswordFile holds the password of encrypted keys; all logs share it.
 	KeyPasswordFile string `mapstructure:"key-password-file"`
@@ -47,6 +53,8 @@ type serverConfig struct {
 		Key string `mapstructure:"key"`
 		// Frozen says that the log takes no entries any more. What it holds then is final, for good.
 		Frozen bool `mapstructure:"frozen"`
+		// Tree is where the tree is.
+		Tree stack.TreeSpec `mapstructure:"tree"`
 		// Shards are the logs that followed, oldest first, behind the same API. The newest log takes
 		// entries, all before it are frozen, for good.
 		Shards []shardConfig `mapstructure:"shards"`
@@ -56,6 +64,13 @@ type serverConfig struct {
 		Key string `mapstructure:"key"`
 		// Frozen says that the log takes no entries any more.
 		Frozen bool `mapstructure:"frozen"`
+		// WitnessPolicy names a file of witnesses and their quorum (c2sp.org/tlog-policy). No checkpoint is shown
+		// without a quorum. Default: no witnesses.
+		WitnessPolicy string `mapstructure:"witness-policy"`
+		// WitnessKey signs checkpoints a second time, Ed25519, for witnesses that know no ECDSA. Default: none.
+		WitnessKey string `mapstructure:"witness-key"`
+		// Tree is where the tree is.
+		Tree stack.TreeSpec `mapstructure:"tree"`
 		// Shards are the logs that followed, oldest first, each with a host name of its own. Requests
 		// for a host that no log has reach the newest.
 		Shards []shardConfig `mapstructure:"shards"`
@@ -68,8 +83,20 @@ type serverConfig struct {
 		// RootsFile has the root certificates (PEM) whose certificates are logged. Required
 		// with a key: a log that asks a CA for its roots trusts whoever answers.
 		RootsFile string `mapstructure:"roots-file"`
+		// Extensions of leaves and SCTs: leaf-index (static-ct, the default) or none (plain RFC 6962, no tiles,
+		// for sigstore-python before 4.2). For the log's life.
+		Extensions string `mapstructure:"extensions"`
+		// NotAfterStart and NotAfterLimit are the window of a temporal shard, RFC 3339: certificates that expire
+		// at or after the one and before the other are taken. Default: open.
+		NotAfterStart string `mapstructure:"not-after-start"`
+		NotAfterLimit string `mapstructure:"not-after-limit"`
+		// WitnessPolicy and WitnessKey are as those of rekor2. SCTs wait for the quorum, too.
+		WitnessPolicy string `mapstructure:"witness-policy"`
+		WitnessKey    string `mapstructure:"witness-key"`
 		// Frozen says that the log takes no entries any more.
 		Frozen bool `mapstructure:"frozen"`
+		// Tree is where the tree is.
+		Tree stack.TreeSpec `mapstructure:"tree"`
 		// Shards are further logs, each at its own path.
 		Shards []shardConfig `mapstructure:"shards"`
 	} `mapstructure:"ct"`
@@ -112,46 +139,73 @@ type shardConfig struct {
 	Shard string `mapstructure:"shard"`
 	// RootsFile has a CT log's root certificates. Default: the first log's.
 	RootsFile string `mapstructure:"roots-file"`
+	// Extensions, NotAfterStart and NotAfterLimit are a CT log's, as those of the first.
+	Extensions    string `mapstructure:"extensions"`
+	NotAfterStart string `mapstructure:"not-after-start"`
+	NotAfterLimit string `mapstructure:"not-after-limit"`
+	// WitnessPolicy and WitnessKey are those of a Rekor v2 or CT log. Default: the first log's.
+	WitnessPolicy string `mapstructure:"witness-policy"`
+	WitnessKey    string `mapstructure:"witness-key"`
 	// Frozen says that the log takes no entries any more.
 	Frozen bool `mapstructure:"frozen"`
+	// Tree is where the tree is. Default: a directory of the log's own below dir.
+	Tree stack.TreeSpec `mapstructure:"tree"`
+}
+
+// window parses the window of a temporal shard; a side that is not given is the zero time.
+func (s shardConfig) window() (start, limit time.Time, err error) {
+	for _, side := range []struct {
+		name, text string
+		to         *time.Time
+	}{{"not-after-start", s.NotAfterStart, &start}, {"not-after-limit", s.NotAfterLimit, &limit}} {
+		if side.text == "" {
+			continue
+		}
+		if *side.to, err = time.Parse(time.RFC3339, side.text); err != nil {
+			return start, limit, fmt.Errorf("%s %q is not RFC 3339, as 2027-01-01T00:00:00Z", side.name, side.text)
+		}
+	}
+	if !start.IsZero() && !limit.IsZero() && !start.Before(limit) {
+		return start, limit, fmt.Errorf("not-after-limit %s is not after not-after-start %s", s.NotAfterLimit, s.NotAfterStart)
+	}
+	return start, limit, nil
 }
 
 // logConfig is one log of the configuration, whichever way it was written down.
 type logConfig struct {
-	kind      log.Kind
-	at        string // its keys' prefix: "rekor1", "ct.shards[0]"
-	label     string
-	key       string
-	host      string
-	shard     string
-	rootsFile string
-	frozen    bool
+	kind log.Kind
+	at   string // its keys' prefix: "rekor1", "ct.shards[0]"
+	shardConfig
 }
 
 // list returns the logs that run, of each kind oldest first.
 func (c *serverConfig) list() []logConfig {
 	var logs []logConfig
-	if c.Rekor1.Key != "" {
-		logs = append(logs, logConfig{kind: log.Rekor1, at: "rekor1", label: "rekor1", key: c.Rekor1.Key, frozen: c.Rekor1.Frozen})
-	}
-	for i, s := range c.Rekor1.Shards {
-		logs = append(logs, logConfig{log.Rekor1, fmt.Sprintf("rekor1.shards[%d]", i), s.Label, s.Key, "", "", "", s.Frozen})
-	}
-	if c.Rekor2.Key != "" {
-		logs = append(logs, logConfig{kind: log.Rekor2, at: "rekor2", label: "rekor2", key: c.Rekor2.Key, host: c.host(), frozen: c.Rekor2.Frozen})
-	}
-	for i, s := range c.Rekor2.Shards {
-		logs = append(logs, logConfig{log.Rekor2, fmt.Sprintf("rekor2.shards[%d]", i), s.Label, s.Key, s.Host, "", "", s.Frozen})
-	}
-	if c.CT.Key != "" {
-		logs = append(logs, logConfig{kind: log.CT, at: "ct", label: "ct-" + c.CT.Shard, key: c.CT.Key, shard: c.CT.Shard, rootsFile: c.CT.RootsFile, frozen: c.CT.Frozen})
-	}
-	for i, s := range c.CT.Shards {
-		if s.RootsFile == "" {
-			s.RootsFile = c.CT.RootsFile
+	add := func(kind log.Kind, at string, first shardConfig, shards []shardConfig) {
+		if first.Key != "" {
+			logs = append(logs, logConfig{kind, at, first})
 		}
-		logs = append(logs, logConfig{log.CT, fmt.Sprintf("ct.shards[%d]", i), "ct-" + s.Shard, s.Key, "", s.Shard, s.RootsFile, s.Frozen})
+		for i, s := range shards {
+			if kind == log.CT {
+				s.Label = "ct-" + s.Shard
+				s.RootsFile = cmp.Or(s.RootsFile, first.RootsFile)
+			}
+			if kind != log.Rekor1 {
+				s.WitnessPolicy, s.WitnessKey = cmp.Or(s.WitnessPolicy, first.WitnessPolicy), cmp.Or(s.WitnessKey, first.WitnessKey)
+			}
+			logs = append(logs, logConfig{kind, fmt.Sprintf("%s.shards[%d]", at, i), s})
+		}
 	}
+	add(log.Rekor1, "rekor1", shardConfig{Label: "rekor1", Key: c.Rekor1.Key, Frozen: c.Rekor1.Frozen, Tree: c.Rekor1.Tree}, c.Rekor1.Shards)
+	add(log.Rekor2, "rekor2", shardConfig{
+		Label: "rekor2", Key: c.Rekor2.Key, Host: c.host(), Frozen: c.Rekor2.Frozen, Tree: c.Rekor2.Tree,
+		WitnessPolicy: c.Rekor2.WitnessPolicy, WitnessKey: c.Rekor2.WitnessKey,
+	}, c.Rekor2.Shards)
+	add(log.CT, "ct", shardConfig{
+		Label: "ct-" + c.CT.Shard, Key: c.CT.Key, Shard: c.CT.Shard, RootsFile: c.CT.RootsFile, Frozen: c.CT.Frozen, Tree: c.CT.Tree,
+		Extensions: c.CT.Extensions, NotAfterStart: c.CT.NotAfterStart, NotAfterLimit: c.CT.NotAfterLimit,
+		WitnessPolicy: c.CT.WitnessPolicy, WitnessKey: c.CT.WitnessKey,
+	}, c.CT.Shards)
 	return logs
 }
 
@@ -188,12 +242,12 @@ func (c *serverConfig) Validate() error {
 	}
 	keys := map[string]string{}
 	for _, l := range logs {
-		if l.key == "" {
+		if l.Key == "" {
 			p.Addf("%s.key is required", l.at)
-		} else if other := keys[l.key]; other != "" {
+		} else if other := keys[l.Key]; other != "" {
 			p.Addf("%s.key and %s.key must differ: one key may not sign two trees", other, l.at)
 		}
-		keys[l.key] = l.at
+		keys[l.Key] = l.at
 		l.check(&p)
 	}
 	for _, s := range []struct {
@@ -203,6 +257,18 @@ func (c *serverConfig) Validate() error {
 		for i, shard := range s.shards {
 			shard.check(&p, s.at, i)
 		}
+	}
+	shared := false
+	for _, l := range logs {
+		shared = shared || l.Tree.Shared()
+	}
+	switch inDatabase := isPostgres(c.Fence); {
+	case c.Database != "" && !isPostgres(c.Database):
+		p.Addf("database is not postgres://user@host/database")
+	case c.Database != "" && shared && !inDatabase:
+		p.Addf("fence must be in PostgreSQL when database is and a tree is shared: another replica would not see what this one signs")
+	case c.DatabasePasswordFile != "" && c.Database == "" && !inDatabase:
+		p.Addf("database-password-file without a database")
 	}
 	if _, err := entry.ParseKinds(c.Rekor1.Kinds); err != nil {
 		p.Addf("rekor1.kinds: %w", err)
@@ -218,6 +284,11 @@ func (c *serverConfig) Validate() error {
 	return p.Err()
 }
 
+// isPostgres tells a PostgreSQL URI from a path.
+func isPostgres(uri string) bool {
+	return strings.HasPrefix(uri, "postgres://") || strings.HasPrefix(uri, "postgresql://")
+}
+
 func (c *serverConfig) limits() (stack.Limits, error) {
 	l := c.Limits
 	proxies, err := limit.ParseProxies(l.TrustedProxies)
@@ -229,18 +300,29 @@ func (c *serverConfig) limits() (stack.Limits, error) {
 
 // check reports what is wrong with a log by itself.
 func (l logConfig) check(p *config.Problems) {
+	const name = "abcdefghijklmnopqrstuvwxyz0123456789-"
 	switch {
-	case l.kind == log.CT && (l.shard == "" || strings.Trim(l.shard, "abcdefghijklmnopqrstuvwxyz0123456789-") != ""):
-		p.Addf("%s.shard %q may have lower-case letters, digits and hyphens", l.at, l.shard)
-	case l.kind != log.CT && (l.label == "" || strings.Trim(l.label, "abcdefghijklmnopqrstuvwxyz0123456789-") != ""):
-		p.Addf("%s.label %q may have lower-case letters, digits and hyphens, and is required", l.at, l.label)
+	case l.kind == log.CT && (l.Shard == "" || strings.Trim(l.Shard, name) != ""):
+		p.Addf("%s.shard %q may have lower-case letters, digits and hyphens", l.at, l.Shard)
+	case l.kind != log.CT && (l.Label == "" || strings.Trim(l.Label, name) != ""):
+		p.Addf("%s.label %q may have lower-case letters, digits and hyphens, and is required", l.at, l.Label)
 	}
-	if l.kind == log.CT && l.rootsFile == "" {
+	if l.kind == log.CT && l.RootsFile == "" {
 		p.Addf("%s.roots-file is required with %s.key", l.at, l.at)
 	}
-	if l.kind == log.Rekor2 && l.host == "" {
+	if l.kind == log.Rekor2 && l.Host == "" {
 		p.Addf("%s.host is required: two Rekor v2 logs cannot share a host name", l.at)
 	}
+	if l.Extensions != "" && l.Extensions != "leaf-index" && l.Extensions != "none" {
+		p.Addf("%s.extensions %q is not leaf-index or none", l.at, l.Extensions)
+	}
+	if _, _, err := l.window(); err != nil {
+		p.Addf("%s.%w", l.at, err)
+	}
+	if l.WitnessKey != "" && l.WitnessPolicy == "" {
+		p.Addf("%s.witness-key without %s.witness-policy signs for nobody", l.at, l.at)
+	}
+	l.Tree.Validate(p, l.at, l.kind)
 }
 
 // check reports members that mean nothing for the kind of log.
@@ -248,8 +330,12 @@ func (s shardConfig) check(p *config.Problems, at string, i int) {
 	for _, m := range []struct {
 		name, value string
 		of          string
-	}{{"host", s.Host, "rekor2"}, {"shard", s.Shard, "ct"}, {"roots-file", s.RootsFile, "ct"}} {
-		if m.value != "" && m.of != at {
+	}{
+		{"host", s.Host, "rekor2"}, {"shard", s.Shard, "ct"}, {"roots-file", s.RootsFile, "ct"}, {"extensions", s.Extensions, "ct"},
+		{"not-after-start", s.NotAfterStart, "ct"}, {"not-after-limit", s.NotAfterLimit, "ct"},
+		{"witness-policy", s.WitnessPolicy, "rekor2, ct"}, {"witness-key", s.WitnessKey, "rekor2, ct"},
+	} {
+		if m.value != "" && !strings.Contains(m.of, at) {
 			p.Addf("%s.shards[%d].%s is for %s logs alone", at, i, m.name, m.of)
 		}
 	}

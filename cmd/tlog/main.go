@@ -4,9 +4,8 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
+	"crypto"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
@@ -31,7 +30,9 @@ import (
 	"github.com/attestry/attestry/internal/config"
 	"github.com/attestry/attestry/internal/server"
 	"github.com/attestry/attestry/internal/signer"
+	"github.com/attestry/attestry/pkg/log/ct"
 	"github.com/attestry/attestry/pkg/log/entry"
+	"github.com/attestry/attestry/pkg/log/witness"
 	"github.com/attestry/attestry/pkg/stack"
 )
 
@@ -105,7 +106,13 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 
 // logs turns the configuration into the logs' options: opens keys and root certificates.
 func (c *serverConfig) logs() (stack.LogsOptions, error) {
-	o := stack.LogsOptions{Dir: c.Dir, FenceDir: strings.TrimPrefix(c.Fence, "file:"), Host: c.host()}
+	o := stack.LogsOptions{
+		Dir: c.Dir, FenceDir: strings.TrimPrefix(c.Fence, "file:"), Host: c.host(), URL: strings.TrimSuffix(c.URL, "/"),
+		Database: c.Database, DatabasePasswordFile: c.DatabasePasswordFile,
+	}
+	if isPostgres(c.Fence) {
+		o.FenceDir, o.FenceURI = "", c.Fence
+	}
 	var errs []error
 	var err error
 	o.Limits, err = c.limits()
@@ -122,42 +129,50 @@ func (c *serverConfig) logs() (stack.LogsOptions, error) {
 	}
 	o.KeyPassword = password
 	for _, l := range c.list() {
-		spec := stack.LogSpec{Kind: l.kind, Label: l.label, Host: l.host, Shard: l.shard, Frozen: l.frozen}
-		var err error
-		if spec.Key, err = signer.Open(l.key, password); err != nil {
-			errs = append(errs, fmt.Errorf("%s.key: %w", l.at, err))
+		spec := stack.LogSpec{
+			Kind: l.kind, Label: l.Label, Host: l.Host, Shard: l.Shard, Frozen: l.Frozen,
+			RootsFile: l.RootsFile, Plain: l.Extensions == "none", Tree: l.Tree,
 		}
-		if l.rootsFile != "" {
-			if spec.Roots, err = readRoots(l.rootsFile); err != nil {
-				errs = append(errs, fmt.Errorf("%s.%w", l.at, err))
+		open := func(name, uri string) (key crypto.Signer) {
+			if uri == "" {
+				return nil
 			}
+			key, err := signer.Open(uri, password)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s.%s: %w", l.at, name, err))
+			}
+			return key
+		}
+		spec.Key, spec.WitnessKey = open("key", l.Key), open("witness-key", l.WitnessKey)
+		var err error
+		if l.RootsFile != "" {
+			if spec.Roots, err = ct.ReadRoots(l.RootsFile); err != nil {
+				errs = append(errs, fmt.Errorf("%s.roots-file: %w", l.at, err))
+			}
+		}
+		if l.WitnessPolicy != "" {
+			if spec.Witnesses, err = readPolicy(l.WitnessPolicy); err != nil {
+				errs = append(errs, fmt.Errorf("%s.witness-policy: %w", l.at, err))
+			}
+		}
+		if spec.NotAfterStart, spec.NotAfterLimit, err = l.window(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", l.at, err))
 		}
 		o.Logs = append(o.Logs, spec)
 	}
 	return o, errors.Join(errs...)
 }
 
-// readRoots returns the DER of every certificate in a PEM file.
-func readRoots(path string) ([][]byte, error) {
-	rest, err := os.ReadFile(path)
+func readPolicy(path string) (*witness.Policy, error) {
+	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("roots-file: %w", err)
+		return nil, err
 	}
-	var roots [][]byte
-	for {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if _, err := x509.ParseCertificate(block.Bytes); block.Type != "CERTIFICATE" || err != nil {
-			return nil, fmt.Errorf("roots-file %s: block %d is no certificate", path, len(roots)+1)
-		}
-		roots = append(roots, block.Bytes)
+	policy, err := witness.ParsePolicy(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if len(roots) == 0 {
-		return nil, fmt.Errorf("roots-file %s: no certificates", path)
-	}
-	return roots, nil
+	return policy, nil
 }
 
 // adoption is the order to give a log whose fence was lost a new one, as `attestry log adopt` does.

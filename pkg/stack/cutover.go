@@ -88,6 +88,9 @@ func (l *Logs) step(ctx context.Context, publish Publish) error {
 	var errs []error
 	now := l.opts.Now()
 	for _, m := range l.snapshot() {
+		if m.roots != nil {
+			_ = m.roots.Reload() // logged and counted there; the roots before it stay
+		}
 		switch r := m.record; {
 		case r.State == Published && !now.Before(r.Begin), m.log == nil && r.State != Planned && r.State != Published:
 			errs = append(errs, l.cutOver(ctx, m))

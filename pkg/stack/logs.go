@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
+	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/log"
@@ -29,25 +30,45 @@ import (
 	"github.com/attestry/attestry/pkg/log/index"
 	"github.com/attestry/attestry/pkg/log/rekor1"
 	"github.com/attestry/attestry/pkg/log/rekor2"
-	"github.com/attestry/attestry/pkg/log/tiles"
+	"github.com/attestry/attestry/pkg/log/witness"
 )
 
 // LogSpec is one log that configuration names.
 type LogSpec struct {
-	Kind   log.Kind
-	Label  string // names its directory and metrics, for life
-	Key    crypto.Signer
-	Host   string   // host name in its origin; "" for LogsOptions.Host
-	Shard  string   // CT: its name in the paths, /ct/<shard>
-	Roots  [][]byte // CT: accepted roots, DER
-	Frozen bool     // takes no entry; its tree is final from the first start with this on
+	Kind  log.Kind
+	Label string // names its directory and metrics, for life
+	Key   crypto.Signer
+	Host  string   // host name in its origin; "" for LogsOptions.Host
+	Shard string   // CT: its name in the paths, /ct/<shard>
+	Roots [][]byte // CT: accepted roots, DER
+	// RootsFile is read again when it changes, and replaces Roots then; "" for roots that stay.
+	RootsFile string
+	// Plain makes a CT log's leaves and SCTs have no extensions, for clients that refuse them; it is
+	// read by RFC 6962 alone. For the log's life.
+	Plain bool
+	// NotAfterStart and NotAfterLimit are a CT log's window: certificates that expire at or after the one and before the other.
+	NotAfterStart, NotAfterLimit time.Time
+	Tree                         TreeSpec
+	// Witnesses is the policy of who cosigns the log's checkpoints (Rekor v2 and CT); nil for nobody.
+	// WitnessKey, Ed25519, signs them a second time for witnesses that know no ECDSA; nil for no such line.
+	Witnesses  *witness.Policy
+	WitnessKey crypto.Signer
+	Frozen     bool // takes no entry; its tree is final from the first start with this on
 }
 
 // LogsOptions names the transparency logs of one server.
 type LogsOptions struct {
 	Dir      string // tiles, rows, issuer certificates, search indexes and shards.json
 	FenceDir string
-	Host     string // host name of the public URL: note name of the Rekor logs, for life
+	// FenceURI names a PostgreSQL database for the fence, in place of FenceDir.
+	FenceURI string
+	// Database is a PostgreSQL URI: rows, queue and search index of each log are in a schema of its own there.
+	// "" for SQLite files in Dir. With a shared tree and the fence there too, several processes may serve the same logs.
+	Database string
+	// DatabasePasswordFile holds the password of both URIs; "" when they need none.
+	DatabasePasswordFile string
+	Host                 string // host name of the public URL: note name of the Rekor logs, for life
+	URL                  string // public URL without a closing slash, for what CT logs say of themselves; "" for nothing
 
 	// Logs are those that configuration names, of each kind oldest first. shards.json adds others and
 	// keeps the state of all. Of Rekor v1 only the newest takes entries: the older ones are
@@ -70,7 +91,8 @@ type LogsOptions struct {
 type Logs struct {
 	opts   LogsOptions
 	bounds bounds
-	fence  *log.FileFence
+	fence  log.Fence
+	close  func() error    // closes the fence
 	rekor1 *rekor1.Handler // nil when there is no such log; likewise rekor2
 	rekor2 *rekor2.Handler
 	ct     *CTLogs
@@ -88,9 +110,11 @@ type member struct {
 	record ShardRecord
 
 	log       *log.Log
-	tree      *tiles.Tree
+	tree      openTree
+	db        *database.DB // nil for SQLite
 	index     *index.Index // Rekor v1
 	ct        *ct.Handler
+	roots     *ct.RootsWatcher // nil when its roots stay
 	rehearsed bool // everything that opening it needs was tried
 }
 
@@ -106,7 +130,7 @@ func OpenLogs(ctx context.Context, opts LogsOptions) (l *Logs, err error) {
 			l = nil
 		}
 	}()
-	if l.fence, err = log.OpenFileFence(opts.FenceDir); err != nil {
+	if l.fence, l.close, err = opts.openFence(ctx); err != nil {
 		return l, err
 	}
 	file, err := ReadShards(opts.Dir)
@@ -214,9 +238,14 @@ func (o LogsOptions) ordered(before []*member, r ShardRecord) (*member, error) {
 	}
 	spec := LogSpec{Kind: kind, Label: r.Label, Key: key, Host: r.Host, Shard: r.Shard}
 	for _, m := range before {
-		if m.spec.Kind == kind {
-			spec.Roots = m.spec.Roots
+		if m.spec.Kind != kind {
+			continue
 		}
+		spec.Roots, spec.RootsFile, spec.Plain, spec.Tree = m.spec.Roots, m.spec.RootsFile, m.spec.Plain, m.spec.Tree
+		spec.Witnesses, spec.WitnessKey = m.spec.Witnesses, m.spec.WitnessKey
+	}
+	if s := spec.Tree.Store; s == StoreS3 || s == StoreTrillian {
+		return nil, fmt.Errorf("%s: log %s would need a tree of its own in store %s: configure it among the shards of its kind instead", shardsName, r.Label, s)
 	}
 	if err := o.apart(before, spec); err != nil {
 		return nil, fmt.Errorf("%s: %w", shardsName, err)
@@ -240,6 +269,14 @@ func (o LogsOptions) host(spec LogSpec) string {
 	return o.Host
 }
 
+// ctURL is the public URL of a CT log, "" when there is none.
+func (o LogsOptions) ctURL(shard string) string {
+	if o.URL == "" {
+		return ""
+	}
+	return o.URL + "/ct/" + shard
+}
+
 // options describes the log without what openTree adds.
 func (o LogsOptions) options(m *member) (log.Options, error) {
 	host := o.host(m.spec)
@@ -254,7 +291,11 @@ func (o LogsOptions) options(m *member) (log.Options, error) {
 	case log.CT:
 		opts.Origin = ctOrigin(host, m.spec.Shard)
 		opts.Name = opts.Origin
+		if m.spec.Plain {
+			opts.Kind = log.CTPlain
+		}
 	}
+	opts.Queued, opts.WitnessKey = m.spec.Tree.Shared(), m.spec.WitnessKey
 	if m.record.Final != nil {
 		final, err := m.record.Final.record()
 		if err != nil {
@@ -265,9 +306,34 @@ func (o LogsOptions) options(m *member) (log.Options, error) {
 	return opts, nil
 }
 
-// openTree opens the storage of a log.
-func (o LogsOptions) openTree(ctx context.Context, opts log.Options) (*tiles.Tree, error) {
-	return tiles.Open(ctx, filepath.Join(opts.Dir, "tiles"), opts.Kind)
+// openFence opens the fence in its directory or database.
+func (o LogsOptions) openFence(ctx context.Context) (log.Fence, func() error, error) {
+	if o.FenceURI == "" {
+		f, err := log.OpenFileFence(o.FenceDir)
+		if err != nil {
+			return nil, nil, err
+		}
+		return f, f.Close, nil
+	}
+	db, err := database.Open(ctx, o.FenceURI, database.Options{Schema: "fence", PasswordFile: o.DatabasePasswordFile, MaxConns: 4})
+	if err != nil {
+		return nil, nil, fmt.Errorf("opening the fence: %w", err)
+	}
+	f, err := log.OpenPostgresFence(ctx, db)
+	if err != nil {
+		return nil, nil, errors.Join(err, db.Close())
+	}
+	return f, db.Close, nil
+}
+
+// openDatabase opens the schema of a log, nil for SQLite files.
+func (o LogsOptions) openDatabase(ctx context.Context, label string) (*database.DB, error) {
+	if o.Database == "" {
+		return nil, nil
+	}
+	return database.Open(ctx, o.Database, database.Options{
+		Schema: "log_" + strings.ReplaceAll(label, "-", "_"), PasswordFile: o.DatabasePasswordFile, MaxConns: 12,
+	})
 }
 
 // open opens a log and what serves it, and puts its metrics beside those of the others. A failed attempt
@@ -289,7 +355,7 @@ func (l *Logs) open(ctx context.Context, m *member) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	m.log, m.tree, m.index, m.ct = opened.log, opened.tree, opened.index, opened.ct
+	m.log, m.tree, m.db, m.index, m.ct, m.roots = opened.log, opened.tree, opened.db, opened.index, opened.ct, opened.roots
 	return nil
 }
 
@@ -309,10 +375,20 @@ func (l *Logs) opened(ctx context.Context, m *member, reg prometheus.Registerer)
 		opts.FirstIndex = l.firstIndex(m)
 	}
 	opts.Fence, opts.Registerer = l.fence, reg
-	if o.tree, err = l.opts.openTree(ctx, opts); err != nil {
-		return nil, err
+	if o.db, err = l.opts.openDatabase(ctx, opts.Label); err != nil {
+		return nil, fmt.Errorf("log %s: %w", opts.Label, err)
 	}
-	opts.Tree = o.tree
+	if o.tree, err = m.spec.Tree.open(ctx, opts.Kind, opts.Label, opts.Dir); err != nil {
+		return nil, fmt.Errorf("log %s: %w", opts.Label, err)
+	}
+	opts.DB, opts.Tree = o.db, o.tree
+	if m.spec.Witnesses != nil {
+		if opts.Cosigner, err = witness.NewClient(witness.ClientOptions{
+			Policy: m.spec.Witnesses, Label: opts.Label, Logger: l.opts.Logger, Registerer: reg, Now: l.opts.Now,
+		}); err != nil {
+			return nil, fmt.Errorf("log %s: %w", opts.Label, err)
+		}
+	}
 	if o.log, err = log.Open(ctx, opts); err != nil {
 		return nil, err
 	}
@@ -324,11 +400,15 @@ func (l *Logs) opened(ctx context.Context, m *member, reg prometheus.Registerer)
 	case log.CT:
 		o.ct, err = ct.New(ct.Options{
 			Log: o.log, Roots: m.spec.Roots, IssuerDir: filepath.Join(opts.Dir, "issuers"),
+			NotAfterStart: m.spec.NotAfterStart, NotAfterLimit: m.spec.NotAfterLimit, URL: l.opts.ctURL(m.spec.Shard),
 			Body: l.bounds.body(l.opts.Limits.CTBody), Callers: l.bounds.callers, Verify: l.bounds.verify,
 			Logger: l.opts.Logger, Registerer: labelled, Now: l.opts.Now,
 		})
+		if err == nil && m.spec.RootsFile != "" {
+			o.roots = ct.NewRootsWatcher(m.spec.RootsFile, l.opts.Logger, o.ct)
+		}
 	case log.Rekor1:
-		o.index, err = l.openIndex(ctx, opts.Dir, o.log, labelled)
+		o.index, err = l.openIndex(ctx, opts.Dir, o.db, o.log, labelled)
 	}
 	return o, err
 }
@@ -349,10 +429,12 @@ func (l *Logs) firstIndex(m *member) uint64 {
 	return first
 }
 
-func (l *Logs) openIndex(ctx context.Context, dir string, opened *log.Log, reg prometheus.Registerer) (*index.Index, error) {
-	x, err := index.Open(ctx, index.Options{
-		URI: "sqlite:" + filepath.Join(dir, "index.db"), Keys: entry.Keys, Logger: l.opts.Logger, Registerer: reg,
-	})
+func (l *Logs) openIndex(ctx context.Context, dir string, db *database.DB, opened *log.Log, reg prometheus.Registerer) (*index.Index, error) {
+	opts := index.Options{DB: db, Keys: entry.Keys, Logger: l.opts.Logger, Registerer: reg}
+	if db == nil {
+		opts.URI = "sqlite:" + filepath.Join(dir, "index.db")
+	}
+	x, err := index.Open(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -375,6 +457,9 @@ func (m *member) close() error {
 	}
 	if m.tree != nil {
 		errs = append(errs, m.tree.Close())
+	}
+	if m.db != nil {
+		errs = append(errs, m.db.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -435,11 +520,11 @@ func (l *Logs) show() error {
 // AdoptLog gives the log with this label ("rekor1", "rekor2", "ct-<shard>") a new fence record, see log.Adopt.
 // The logs must not be open.
 func AdoptLog(ctx context.Context, opts LogsOptions, label string, size uint64) (log.Record, error) {
-	fence, err := log.OpenFileFence(opts.FenceDir)
+	fence, closeFence, err := opts.openFence(ctx)
 	if err != nil {
 		return log.Record{}, err
 	}
-	defer fence.Close()
+	defer closeFence()
 	file, err := ReadShards(opts.Dir)
 	if err != nil {
 		return log.Record{}, err
@@ -458,7 +543,13 @@ func AdoptLog(ctx context.Context, opts LogsOptions, label string, size uint64) 
 		if err != nil {
 			return log.Record{}, err
 		}
-		tree, err := opts.openTree(ctx, o)
+		if o.DB, err = opts.openDatabase(ctx, o.Label); err != nil {
+			return log.Record{}, err
+		}
+		if o.DB != nil {
+			defer o.DB.Close()
+		}
+		tree, err := m.spec.Tree.open(ctx, o.Kind, o.Label, o.Dir)
 		if err != nil {
 			return log.Record{}, err
 		}
@@ -519,8 +610,8 @@ func (l *Logs) Close() error {
 	for _, m := range l.members {
 		errs = append(errs, m.close())
 	}
-	if l.fence != nil {
-		errs = append(errs, l.fence.Close())
+	if l.close != nil {
+		errs = append(errs, l.close())
 	}
 	return errors.Join(errs...)
 }
