@@ -20,8 +20,8 @@ const (
 	clientsTable   = "../../scripts/clients.txt"
 )
 
-// attestry is the binary under test, set by TestMain before any test and never again.
-var attestry string
+// attestry and tlog are the binaries under test, set by TestMain before any test and never again.
+var attestry, tlog string
 
 func TestMain(m *testing.M) {
 	os.Exit(buildAndRun(m))
@@ -34,10 +34,10 @@ func buildAndRun(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	attestry = filepath.Join(dir, "attestry")
-	build := exec.Command("go", "build", "-o", attestry, "../../cmd/attestry")
+	attestry, tlog = filepath.Join(dir, "attestry"), filepath.Join(dir, "tlog")
+	build := exec.Command("go", "build", "-o", dir+"/", "../../cmd/attestry", "../../cmd/tlog")
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building cmd/attestry: %v\n%s", err, out)
+		fmt.Fprintf(os.Stderr, "building cmd/attestry and cmd/tlog: %v\n%s", err, out)
 		return 1
 	}
 	return m.Run()

@@ -33,7 +33,7 @@ import (
 // TestUpstreamMakesTheSameEntries sends the same submissions of every kind to upstream's Rekor server and to
 // attestry up: the leaf and the attestation beside it must be the same.
 func TestUpstreamMakesTheSameEntries(t *testing.T) {
-	upstream := rekorServer(t)
+	upstream := rekorServer(t, "--sequencer_interval=50ms")
 	ours := up(t, "--attestations", "--kinds", "hashedrekord,dsse,intoto,rfc3161,cose,alpine,jar,tuf").url
 	docs := submissions(t)
 	for _, name := range slices.Sorted(maps.Keys(docs)) {
@@ -81,11 +81,11 @@ func TestUpstreamMakesTheSameEntries(t *testing.T) {
 const twins = 12
 
 // rekorServer starts upstream's Rekor over a Trillian and a PostgreSQL of its own, with
-// attestations and without search index, and returns its URL.
-func rekorServer(t *testing.T) string {
+// attestations and without search index, and returns its URL. Trillian's log signer has the flags.
+func rekorServer(t *testing.T, trillianFlags ...string) string {
 	t.Helper()
 	exe := client(t, "rekor-server", "v1.5.4")
-	trillian := services.Trillian(t, services.Postgres(t), "--sequencer_interval=50ms")
+	trillian := services.Trillian(t, services.Postgres(t), trillianFlags...)
 	host, port, err := net.SplitHostPort(trillian.Address)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,183 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/attestry/attestry/internal/services"
+	"github.com/attestry/attestry/internal/signer"
+	"github.com/attestry/attestry/pkg/log/trillian"
+)
+
+// backend is where tlog keeps its logs.
+type backend struct {
+	name string
+	// yaml adds the backend to a configuration and says which logs it takes.
+	yaml func(t *testing.T, dir string) string
+	// replicas may serve the same logs at once.
+	replicas int
+}
+
+var backends = []backend{
+	{"posix", func(_ *testing.T, dir string) string {
+		return fmt.Sprintf("fence: %s/fence\nrekor1: {key: file:%[1]s/rekor1.pem}\nrekor2: {key: file:%[1]s/rekor2.pem}\n", dir)
+	}, 1},
+	{"s3", func(t *testing.T, dir string) string {
+		gateway := services.VersityGW(t)
+		write(t, dir+"/access", gateway.AccessKey)
+		write(t, dir+"/secret", gateway.SecretKey)
+		tree := func() string {
+			return fmt.Sprintf("{store: s3, endpoint: %q, bucket: %s, path-style: true, access-key-file: %s/access, secret-key-file: %[3]s/secret, mysql-dsn: %[4]q}",
+				gateway.Endpoint, gateway.Bucket, dir, services.MariaDB(t))
+		}
+		return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: %s}\nrekor2: {key: file:%[2]s/rekor2.pem, tree: %[4]s}\n",
+			inPostgres(t), dir, tree(), tree())
+	}, 2},
+	{"trillian", func(t *testing.T, dir string) string {
+		service := services.Trillian(t, services.Postgres(t))
+		id, err := trillian.CreateTree(t.Context(), trillian.Options{Address: service.Address}, "rekor1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: {store: trillian, address: %q, tree-id: %d}}\n", inPostgres(t), dir, service.Address, id)
+	}, 2},
+	{"trillian-embedded", func(t *testing.T, dir string) string {
+		return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: {store: trillian-embedded, postgres-uri: %q}}\n", inPostgres(t), dir, services.Postgres(t))
+	}, 2},
+}
+
+// inPostgres puts rows and fence into a database.
+func inPostgres(t *testing.T) string {
+	uri := services.Postgres(t)
+	return fmt.Sprintf("database: %q\nfence: %q\n", uri, uri)
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tlogs is one site of tlog servers.
+type tlogs struct {
+	t       *testing.T
+	dir     string
+	yaml    string
+	servers []*tlogServer
+}
+
+type tlogServer struct {
+	t            *testing.T
+	url, ops     string
+	config, logs string
+	cmd          *exec.Cmd
+	exited       chan error
+}
+
+// newTlogs starts the backend's number of servers.
+func newTlogs(t *testing.T, b backend) *tlogs {
+	t.Helper()
+	s := &tlogs{t: t, dir: t.TempDir()}
+	for _, name := range []string{"rekor1", "rekor2"} {
+		if _, err := signer.OpenOrCreate(filepath.Join(s.dir, name+".pem"), signer.P256); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.yaml = b.yaml(t, s.dir)
+	for range b.replicas {
+		s.add()
+	}
+	return s
+}
+
+// add starts another server of the site.
+func (s *tlogs) add() *tlogServer {
+	s.t.Helper()
+	n := len(s.servers)
+	address := freeAddress(s.t)
+	v := &tlogServer{t: s.t, url: "http://" + strings.Replace(address, "127.0.0.1", "localhost", 1), ops: freeAddress(s.t)}
+	v.config, v.logs = filepath.Join(s.dir, fmt.Sprintf("tlog-%d.yaml", n)), filepath.Join(s.dir, fmt.Sprintf("tlog-%d.log", n))
+	write(s.t, v.config, fmt.Sprintf("listen: %s\nops-listen: %s\nurl: http://localhost\ndir: %s/data-%d\n%s", address, v.ops, s.dir, n, s.yaml))
+	s.servers = append(s.servers, v)
+	v.start()
+	return v
+}
+
+func (v *tlogServer) start() {
+	v.t.Helper()
+	out, err := os.OpenFile(v.logs, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	defer out.Close() // the child has its own
+	v.cmd = exec.Command(tlog, "-config", v.config)
+	v.cmd.Stdout, v.cmd.Stderr = out, out
+	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := v.cmd.Start(); err != nil {
+		v.t.Fatal(err)
+	}
+	v.exited = make(chan error, 1)
+	go func(cmd *exec.Cmd, exited chan<- error) { exited <- cmd.Wait() }(v.cmd, v.exited) // ends with the process
+	v.t.Cleanup(v.kill)
+	eventually(v.t, "tlog is ready: "+v.logs, func() bool {
+		resp, err := http.Get("http://" + v.ops + "/readyz")
+		if err != nil {
+			if v.cmd.ProcessState != nil {
+				v.t.Fatalf("tlog ended: %s", tail(v.logs, 20))
+			}
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+// kill ends the server as a crash does.
+func (v *tlogServer) kill() {
+	if v.cmd == nil {
+		return
+	}
+	_ = v.cmd.Process.Kill()
+	<-v.exited
+	v.cmd = nil
+}
+
+// TestLoadOnTrillianBesideUpstream sends the same load to upstream's Rekor server, to tlog over the same Trillian servers, and
+// to tlog with Trillian embedded, all on one PostgreSQL server.
+func TestLoadOnTrillianBesideUpstream(t *testing.T) {
+	if !long() {
+		t.Skip("skipped: takes minutes; enable with: scripts/test --long")
+	}
+	bench := func(name, url string) {
+		out := runAttestry(t, "bench", "--target", "rekor1", "--url", url, "--n", "2000", "--c", "32")
+		measured(t, "%s: %s", name, strings.TrimSpace(out))
+	}
+	for round := range 2 {
+		bench(fmt.Sprintf("round %d, upstream rekor-server 1.5.4 on Trillian and PostgreSQL", round), rekorServer(t, "--sequencer_interval=100ms"))
+		for _, b := range backends[2:] {
+			b.replicas = 1
+			s := newTlogs(t, b)
+			bench(fmt.Sprintf("round %d, tlog on %s and PostgreSQL", round, b.name), s.servers[0].url)
+			s.servers[0].kill()
+		}
+	}
+}
+
+func runAttestry(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), attestry, args...)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("attestry %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
