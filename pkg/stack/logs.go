@@ -115,7 +115,7 @@ type member struct {
 	index     *index.Index // Rekor v1
 	ct        *ct.Handler
 	roots     *ct.RootsWatcher // nil when its roots stay
-	rehearsed bool // everything that opening it needs was tried
+	rehearsed bool             // everything that opening it needs was tried
 }
 
 // OpenLogs recovers and starts the logs.
@@ -398,8 +398,14 @@ func (l *Logs) opened(ctx context.Context, m *member, reg prometheus.Registerer)
 	}
 	switch m.spec.Kind {
 	case log.CT:
+		var issuers *database.Blobs
+		if o.db != nil {
+			if issuers, err = database.OpenBlobs(ctx, o.db, "issuers"); err != nil {
+				return nil, err
+			}
+		}
 		o.ct, err = ct.New(ct.Options{
-			Log: o.log, Roots: m.spec.Roots, IssuerDir: filepath.Join(opts.Dir, "issuers"),
+			Log: o.log, Roots: m.spec.Roots, IssuerDir: filepath.Join(opts.Dir, "issuers"), Issuers: issuers,
 			NotAfterStart: m.spec.NotAfterStart, NotAfterLimit: m.spec.NotAfterLimit, URL: l.opts.ctURL(m.spec.Shard),
 			Body: l.bounds.body(l.opts.Limits.CTBody), Callers: l.bounds.callers, Verify: l.bounds.verify,
 			Logger: l.opts.Logger, Registerer: labelled, Now: l.opts.Now,
@@ -470,6 +476,7 @@ func (l *Logs) show() error {
 	defer l.mu.Unlock()
 	var v1 []rekor1.Shard
 	var v2 []rekor2.Log
+	var v1db *database.DB // of the first
 	frozen := false
 	cts := &ctSet{byShard: map[string]*ct.Handler{}}
 	for _, m := range l.members {
@@ -478,6 +485,9 @@ func (l *Logs) show() error {
 		}
 		switch m.spec.Kind {
 		case log.Rekor1:
+			if len(v1) == 0 {
+				v1db = m.db
+			}
 			v1, frozen = append(v1, rekor1.Shard{Log: m.log, Index: m.index}), m.record.State == Frozen
 		case log.Rekor2:
 			v2 = append(v2, m.log)
@@ -492,7 +502,7 @@ func (l *Logs) show() error {
 	case l.rekor1 == nil:
 		var attestations rekor1.Attestations
 		if l.opts.Rekor1Attestations {
-			if attestations, err = rekor1.OpenDirectory(filepath.Join(l.opts.Dir, "rekor1", "attestations")); err != nil {
+			if attestations, err = l.openAttestations(v1db); err != nil {
 				return err
 			}
 		}
@@ -515,6 +525,15 @@ func (l *Logs) show() error {
 		err = l.rekor2.SetShards(v2)
 	}
 	return err
+}
+
+// openAttestations returns the one store of all Rekor v1 logs.
+func (l *Logs) openAttestations(db *database.DB) (rekor1.Attestations, error) {
+	if db == nil {
+		return rekor1.OpenDirectory(filepath.Join(l.opts.Dir, "rekor1", "attestations"))
+	}
+	blobs, err := database.OpenBlobs(context.Background(), db, "attestations")
+	return rekor1.SharedAttestations{Blobs: blobs}, err
 }
 
 // AdoptLog gives the log with this label ("rekor1", "rekor2", "ct-<shard>") a new fence record, see log.Adopt.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/log"
 )
@@ -60,7 +61,7 @@ type Log interface {
 	PublicKey() crypto.PublicKey
 }
 
-// Options configures a Handler. Log, Roots and IssuerDir are required.
+// Options configures a Handler. Log, Roots and one of IssuerDir and Issuers are required.
 type Options struct {
 	Log Log
 	// Roots are the accepted root certificates, DER each. They come from the operator's own
@@ -69,6 +70,8 @@ type Options struct {
 	// IssuerDir is a directory for issuer certificates, created when it is missing. The log's
 	// entries name issuers by hash only, so it belongs to the log's data and to its backups.
 	IssuerDir string
+	// Issuers keeps them in a database that replicas of the log share, in place of IssuerDir.
+	Issuers *database.Blobs
 	// NotAfterStart and NotAfterLimit are the shard's window: certificates that expire at or after
 	// the one and before the other are taken. The zero time leaves that side open.
 	NotAfterStart, NotAfterLimit time.Time
@@ -132,7 +135,7 @@ func New(o Options) (*Handler, error) {
 	if o.Body.Max == 0 {
 		o.Body.Max = DefaultMaxBody
 	}
-	issuers, err := openIssuerStore(o.IssuerDir)
+	issuers, err := openIssuerStore(o.IssuerDir, o.Issuers)
 	if err != nil {
 		return nil, err
 	}

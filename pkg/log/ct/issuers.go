@@ -1,6 +1,7 @@
 package ct
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -10,14 +11,17 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
+	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/internal/fault"
 )
 
-// issuerStore keeps the certificates of logged chains as files named by the lower-case hex
-// SHA-256 of their DER. A log has few issuers, so the ones in use stay in memory too.
+// issuerStore keeps the certificates of logged chains: as files named by the lower-case hex
+// SHA-256 of their DER, or in the database that replicas share. A log has few issuers, so the ones in use stay in memory too.
 type issuerStore struct {
-	dir string
+	dir   string
+	blobs *database.Blobs // in place of dir; nil for dir
 
 	mu     sync.Mutex // guards cached and writes to dir
 	cached map[[32]byte][]byte
@@ -28,7 +32,13 @@ const maxCachedIssuers = 1024
 
 const temporaryIssuer = ".tmp-"
 
-func openIssuerStore(dir string) (*issuerStore, error) {
+// storeTimeout bounds one call of the database.
+const storeTimeout = 10 * time.Second
+
+func openIssuerStore(dir string, blobs *database.Blobs) (*issuerStore, error) {
+	if blobs != nil {
+		return &issuerStore{blobs: blobs, cached: make(map[[32]byte][]byte)}, nil
+	}
 	if dir == "" {
 		return nil, errors.New("ct: no issuer directory given")
 	}
@@ -60,6 +70,15 @@ func (s *issuerStore) put(der []byte) ([32]byte, error) {
 	if _, ok := s.cached[fingerprint]; ok {
 		return fingerprint, nil
 	}
+	if s.blobs != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+		defer cancel()
+		if _, err := s.blobs.Put(ctx, der); err != nil {
+			return fingerprint, fmt.Errorf("storing issuer certificate: %w", err)
+		}
+		s.remember(fingerprint, append([]byte(nil), der...))
+		return fingerprint, nil
+	}
 	path := s.path(fingerprint)
 	if stored, err := os.ReadFile(path); err == nil && sha256.Sum256(stored) == fingerprint {
 		s.remember(fingerprint, stored)
@@ -79,7 +98,7 @@ func (s *issuerStore) get(fingerprint [32]byte) ([]byte, error) {
 	if der, ok := s.cached[fingerprint]; ok {
 		return der, nil
 	}
-	der, err := os.ReadFile(s.path(fingerprint))
+	der, err := s.read(fingerprint)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, "issuer_unknown", nil, "there is no issuer certificate %x", fingerprint)
 	}
@@ -87,10 +106,24 @@ func (s *issuerStore) get(fingerprint [32]byte) ([]byte, error) {
 		return nil, fmt.Errorf("reading issuer certificate: %w", err)
 	}
 	if sha256.Sum256(der) != fingerprint {
-		return nil, fmt.Errorf("issuer certificate %s does not have the hash in its name: restore it from a backup", s.path(fingerprint))
+		return nil, fmt.Errorf("issuer certificate %s does not have the hash in its name: restore it from a backup", hex.EncodeToString(fingerprint[:]))
 	}
 	s.remember(fingerprint, der)
 	return der, nil
+}
+
+// read returns fs.ErrNotExist for what is not stored.
+func (s *issuerStore) read(fingerprint [32]byte) ([]byte, error) {
+	if s.blobs == nil {
+		return os.ReadFile(s.path(fingerprint))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	der, ok, err := s.blobs.Get(ctx, fingerprint)
+	if err == nil && !ok {
+		err = fs.ErrNotExist
+	}
+	return der, err
 }
 
 func (s *issuerStore) remember(fingerprint [32]byte, der []byte) {

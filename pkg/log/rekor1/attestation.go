@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/pkg/log/entry"
 )
@@ -109,12 +110,21 @@ func OpenDirectory(path string) (*Directory, error) {
 
 // file returns where the attestation with this key is.
 func (d *Directory) file(key string) (string, error) {
+	sum, err := parseAttestationKey(key)
+	if err != nil {
+		return "", err
+	}
+	digest := hex.EncodeToString(sum[:])
+	return filepath.Join(d.path, digest[:2], digest), nil
+}
+
+func parseAttestationKey(key string) (sum [32]byte, err error) {
 	digest, ok := strings.CutPrefix(key, "sha256:")
 	raw, err := hex.DecodeString(digest)
 	if !ok || err != nil || len(raw) != sha256.Size || hex.EncodeToString(raw) != digest {
-		return "", fault.New(fault.Invalid, "bad_attestation_key", err, "attestation key %q is not sha256:<64 hex digits>", key)
+		return sum, fault.New(fault.Invalid, "bad_attestation_key", err, "attestation key %q is not sha256:<64 hex digits>", key)
 	}
-	return filepath.Join(d.path, digest[:2], digest), nil
+	return [32]byte(raw), nil
 }
 
 // Put implements Attestations.
@@ -187,4 +197,33 @@ func syncDir(path string) error {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// SharedAttestations keeps attestations in a database, for replicas of a log.
+type SharedAttestations struct{ Blobs *database.Blobs }
+
+// Put implements Attestations.
+func (s SharedAttestations) Put(ctx context.Context, key string, data []byte) error {
+	want, err := parseAttestationKey(key)
+	if err != nil {
+		return err
+	}
+	if sum := sha256.Sum256(data); sum != want {
+		return fmt.Errorf("attestation %s has SHA-256 %x", key, sum)
+	}
+	_, err = s.Blobs.Put(ctx, data)
+	return err
+}
+
+// Get implements Attestations.
+func (s SharedAttestations) Get(ctx context.Context, key string) ([]byte, error) {
+	sum, err := parseAttestationKey(key)
+	if err != nil {
+		return nil, err
+	}
+	data, ok, err := s.Blobs.Get(ctx, sum)
+	if err == nil && !ok {
+		err = fault.New(fault.NotFound, "attestation_unknown", nil, "there is no attestation %s", key)
+	}
+	return data, err
 }
