@@ -22,14 +22,9 @@ func encodeBase64(b []byte) string { return base64.StdEncoding.EncodeToString(b)
 
 // getSTH serves RFC 6962, section 4.3.
 func (h *Handler) getSTH(w http.ResponseWriter, r *http.Request) error {
-	head, err := h.log.TreeHead(r.Context())
+	head, err := h.head(r.Context())
 	if err != nil {
 		return err
-	}
-	if head.Size > h.size() { // whoever has the head must be able to read up to it
-		if err := h.log.Wait(r.Context(), head.Size-1); err != nil {
-			return err
-		}
 	}
 	return writeJSON(w, cacheNever, struct {
 		TreeSize  uint64 `json:"tree_size"`
@@ -37,6 +32,15 @@ func (h *Handler) getSTH(w http.ResponseWriter, r *http.Request) error {
 		Root      []byte `json:"sha256_root_hash"`
 		Signature []byte `json:"tree_head_signature"` // TLS DigitallySigned
 	}{head.Size, head.TimestampMillis, head.Root[:], head.Signature})
+}
+
+// head returns the newest tree head once the tree can be read up to it.
+func (h *Handler) head(ctx context.Context) (log.TreeHead, error) {
+	head, err := h.log.TreeHead(ctx)
+	if err == nil && head.Size > h.size() {
+		err = h.log.Wait(ctx, head.Size-1)
+	}
+	return head, err
 }
 
 // getSTHConsistency serves RFC 6962, section 4.4.

@@ -1,13 +1,17 @@
 package ct
 
 import (
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 
 	"github.com/transparency-dev/tessera/api/layout"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/pkg/log"
 )
 
 // tilePath is what follows /tile/ (c2sp.org/static-ct-api, "Merkle Tree" and "Log Entries").
@@ -64,13 +68,43 @@ func (h *Handler) tile(t tilePath) endpoint {
 	}
 }
 
-// checkpoint serves the newest signed checkpoint.
+// checkpoint serves the newest signed checkpoint. Its time must lie within the log's maximum merge delay
+// also when nobody adds anything (RFC 6962, section 3), so it carries the tree head of get-sth.
 func (h *Handler) checkpoint(w http.ResponseWriter, r *http.Request) error {
-	checkpoint := h.log.Checkpoint()
-	if checkpoint == nil {
+	if h.log.Checkpoint() == nil {
 		return fault.New(fault.Unavailable, "no_checkpoint", nil, "the log has not signed a checkpoint yet")
 	}
-	return write(w, "text/plain; charset=utf-8", cacheNever, checkpoint.Note)
+	head, err := h.head(r.Context())
+	checkpoint := h.log.Checkpoint()
+	note := checkpoint.Note
+	switch {
+	case err != nil: // the older one is right, too, and better than none
+		h.logger.Warn("ct checkpoint could not be signed anew", "size", checkpoint.Size, "err", err)
+	case head.Size == checkpoint.Size: // else the tree has just grown, and the checkpoint is new
+		if note, err = renew(checkpoint, head); err != nil {
+			return err
+		}
+	}
+	return write(w, "text/plain; charset=utf-8", cacheNever, note)
+}
+
+// renew puts head's signature into the checkpoint of the same tree: what stands in a checkpoint's own
+// signature line is key hash (4), timestamp (8), and the signature of the tree head
+// (c2sp.org/static-ct-api, "Checkpoints"). Lines behind it, cosignatures, sign the text, which stays.
+func renew(checkpoint *log.Checkpoint, head log.TreeHead) ([]byte, error) {
+	text, signatures, ok := strings.Cut(string(checkpoint.Note), "\n\n")
+	own, others, _ := strings.Cut(signatures, "\n")
+	space := strings.LastIndexByte(own, ' ')
+	if !ok || space < 0 || head.Root != checkpoint.Root {
+		return nil, fmt.Errorf("the checkpoint of size %d is not a note about the tree head's root %x", checkpoint.Size, head.Root)
+	}
+	blob, err := base64.StdEncoding.DecodeString(own[space+1:])
+	if err != nil || len(blob) < 4 {
+		return nil, fmt.Errorf("the checkpoint of size %d has the signature line %q: %w", checkpoint.Size, own, err)
+	}
+	blob = binary.BigEndian.AppendUint64(blob[:4:4], head.TimestampMillis)
+	blob = append(blob, head.Signature...)
+	return []byte(text + "\n\n" + own[:space+1] + base64.StdEncoding.EncodeToString(blob) + "\n" + others), nil
 }
 
 // noStatic answers for the paths of static-ct in a log whose leaves do not name their index.
