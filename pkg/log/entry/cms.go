@@ -2,6 +2,7 @@ package entry
 
 import (
 	"bytes"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 
@@ -36,11 +37,17 @@ func parseCMS(der []byte) (*pkcs7.ContentInfoSignedData, error) {
 	if len(signed.Content.SignerInfos) != 1 {
 		return nil, fmt.Errorf("the signed data has %d signers, not one", len(signed.Content.SignerInfos))
 	}
-	return signed, checkCMSKeys(signed)
+	return signed, checkCMS(signed)
 }
 
-// checkCMSKeys refuses keys that make a verification slow, in the signed data and in a time stamp on it.
-func checkCMSKeys(signed *pkcs7.ContentInfoSignedData) error {
+// checkCMS refuses keys that make a verification slow, and signed attributes that are not in DER's
+// order: some readers verify them as they stand, others in order.
+func checkCMS(signed *pkcs7.ContentInfoSignedData) error {
+	for i := range signed.Content.SignerInfos {
+		if err := checkAttributes(&signed.Content.SignerInfos[i]); err != nil {
+			return err
+		}
+	}
 	certs, err := signed.Content.Certificates.Parse()
 	if err != nil {
 		return err
@@ -56,7 +63,22 @@ func checkCMSKeys(signed *pkcs7.ContentInfoSignedData) error {
 	return nil
 }
 
-// checkTimeStamps applies checkCMSKeys to the time-stamp tokens that a signer attached.
+func checkAttributes(info *pkcs7.SignerInfo) error {
+	var last []byte
+	for _, attribute := range info.AuthenticatedAttributes {
+		der, err := asn1.Marshal(attribute)
+		if err != nil {
+			return err
+		}
+		if bytes.Compare(last, der) >= 0 {
+			return errors.New("the signed attributes are not in DER")
+		}
+		last = der
+	}
+	return nil
+}
+
+// checkTimeStamps applies checkCMS to the time stamps that somebody attached to a signer's signature.
 func checkTimeStamps(info *pkcs7.SignerInfo) error {
 	for _, oid := range [][]int{pkcs9.OidAttributeTimeStampToken, pkcs9.OidSpcTimeStampToken} {
 		var token pkcs7.ContentInfoSignedData
@@ -67,9 +89,20 @@ func checkTimeStamps(info *pkcs7.SignerInfo) error {
 		if err != nil {
 			return fmt.Errorf("time stamp: %w", err)
 		}
-		if err := checkCMSKeys(&token); err != nil {
+		if err := checkCMS(&token); err != nil {
 			return fmt.Errorf("time stamp: %w", err)
 		}
+	}
+	var counter pkcs7.SignerInfo
+	err := info.UnauthenticatedAttributes.GetOne(pkcs9.OidAttributeCounterSign, &counter)
+	if errors.As(err, new(pkcs7.ErrNoAttribute)) {
+		return nil
+	}
+	if err == nil {
+		err = checkAttributes(&counter)
+	}
+	if err != nil {
+		return fmt.Errorf("time stamp: %w", err)
 	}
 	return nil
 }

@@ -61,13 +61,7 @@ func TestRefusedTimeStamps(t *testing.T) {
 	if _, err := asn1.Unmarshal(good, &raw); err != nil {
 		t.Fatal(err)
 	}
-	marshal := func(v any) []byte {
-		der, err := asn1.Marshal(v)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return der
-	}
+	marshal := func(v any) []byte { return mustDER(t, v) }
 	rejected := marshal(struct{ Status pkcs9.PKIStatusInfo }{pkcs9.PKIStatusInfo{Status: pkcs9.StatusRejection}})
 	waiting := raw
 	waiting.Status = asn1.RawValue{FullBytes: marshal(pkcs9.PKIStatusInfo{Status: pkcs9.StatusWaiting})}
@@ -182,6 +176,7 @@ func TestRefusedArchives(t *testing.T) {
 	with := func(manifest string) map[string]any { return jarDoc(jarOf(t, s, manifest, signatureText(manifest))) }
 	digest := "SHA-256-Digest: " + sum64(classes)
 	trailing := block + "\x00"
+	unsorted := signatureBlock(t, s, signatureFile, true, false, func(info *pkcs7.SignerInfo) { slices.Reverse(info.AuthenticatedAttributes) })
 	inPEM := string(pem.EncodeToMemory(&pem.Block{Type: "PKCS7", Bytes: []byte(block)}))
 	zeros := strings.Repeat("\x00", 8<<20)
 	bigName := manifestHead
@@ -218,6 +213,7 @@ func TestRefusedArchives(t *testing.T) {
 		"another file":                   {jar(m, sf, rsaBlock, file{"com/example/A.class", "class B"}), "bad_archive", "mismatch"},
 		"a file that is not there":       {jar(m, sf, rsaBlock), "bad_archive", "is in manifest but not JAR"},
 		"a block with data after it":     {jar(m, sf, file{"META-INF/A.RSA", trailing}, class), "bad_signature", "not in DER"},
+		"signed attributes out of order": {jar(m, sf, file{"META-INF/A.RSA", unsorted}, class), "bad_signature", "attributes are not in DER"},
 		"a block in PEM":                 {jar(m, sf, file{"META-INF/A.RSA", inPEM}, class), "bad_signature", "the block holds PEM"},
 		"a block that is too large":      {jar(m, sf, file{"META-INF/A.RSA", strings.Repeat("x", maxCMS+1)}, class), "bad_signature", "over the limit of 40960"},
 		"a section without digest":       {with(manifestHead + "Name: com/example/A.class\r\n\r\n"), "bad_archive", "no recognized digests"},

@@ -11,6 +11,7 @@ import (
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -271,8 +272,8 @@ func signatureText(manifest string) string {
 	return "Signature-Version: 1.0\r\nSHA-256-Digest-Manifest: " + sum64(manifest) + "\r\n\r\n"
 }
 
-// signatureBlock signs a signature file, detached or not.
-func signatureBlock(t testing.TB, s signer, content string, detached bool, stamp bool) string {
+// signatureBlock signs a signature file, detached or not, with a time stamp or not; change may change what was signed.
+func signatureBlock(t testing.TB, s signer, content string, detached, stamp bool, change ...func(*pkcs7.SignerInfo)) string {
 	t.Helper()
 	cert, err := x509.ParseCertificate(s.certDER)
 	if err != nil {
@@ -294,8 +295,13 @@ func signatureBlock(t testing.TB, s signer, content string, detached bool, stamp
 			t.Fatal(err)
 		}
 	}
+	info := &signed.Content.SignerInfos[0]
+	// What was signed is the set in DER's order.
+	slices.SortFunc(info.AuthenticatedAttributes, func(a, b pkcs7.Attribute) int { return bytes.Compare(mustDER(t, a), mustDER(t, b)) })
+	for _, c := range change {
+		c(info)
+	}
 	if stamp {
-		info := &signed.Content.SignerInfos[0]
 		sum := sha256.Sum256(info.EncryptedDigest)
 		ts := timestamp.Timestamp{
 			HashAlgorithm: crypto.SHA256, HashedMessage: sum[:], Time: time.Unix(1_700_000_200, 0),
@@ -320,6 +326,15 @@ func signatureBlock(t testing.TB, s signer, content string, detached bool, stamp
 		t.Fatal(err)
 	}
 	return string(der)
+}
+
+func mustDER(t testing.TB, v any) []byte {
+	t.Helper()
+	der, err := asn1.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
 }
 
 func timeStampOf(t testing.TB, s signer, ts timestamp.Timestamp) []byte {
