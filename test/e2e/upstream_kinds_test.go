@@ -80,6 +80,68 @@ func TestUpstreamMakesTheSameEntries(t *testing.T) {
 // twins is how many changed submissions of each kind are compared.
 const twins = 12
 
+// TestRekorCLIUploadsEveryKind drives the kinds that are off by default with the unmodified client, from its own
+// reading of the files to the proof and the attestation of what was logged.
+func TestRekorCLIUploadsEveryKind(t *testing.T) {
+	exe := client(t, "rekor-cli", "v1.5.4")
+	s := up(t, "--attestations", "--kinds", "intoto,rfc3161,cose,alpine,jar,tuf")
+	b := newSandbox(t)
+	rekor := func(args ...string) string {
+		t.Helper()
+		return b.must(exe, flags([]string{"--rekor_server", s.url}, args)...)
+	}
+	upstreamFile := upstreamFiles(t)
+	copied := func(name string) string { return b.file(filepath.Base(name), string(upstreamFile(name))) }
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	message := coseMessage(t, key, []byte("a payload"), "text/plain")
+	root, stamp := tufMetadata(t)
+	envelope := b.envelope("envelope", strings.Repeat("ab", 32))
+	var sent struct{ Payload []byte }
+	if err := json.Unmarshal([]byte(readFile(t, envelope.artifact)), &sent); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		kind, artifact, key string
+		attestation         []byte
+	}{
+		{"rfc3161", copied("rfc3161/tests/test.tsr"), "", nil},
+		{"alpine", copied("alpine/tests/test_alpine.apk"), copied("alpine/tests/test_alpine.pub"), nil},
+		{"jar", copied("jar/v0.0.1/tests/test.jar"), "", nil},
+		{"tuf", b.file("timestamp.json", string(stamp)), b.file("root.json", string(root)), nil},
+		{"cose", b.file("message", string(message)), b.file("cose.pub", publicPEM(t, key)), message},
+		{"intoto:0.0.1", envelope.artifact, envelope.key, sent.Payload},
+		{"intoto:0.0.2", envelope.artifact, envelope.key, sent.Payload},
+	} {
+		t.Run(tt.kind, func(t *testing.T) {
+			args := []string{"upload", "--type", tt.kind, "--artifact", tt.artifact}
+			if tt.key != "" {
+				args = append(args, "--public-key", tt.key)
+			}
+			out := rekor(args...)
+			m := createdEntry.FindStringSubmatch(out)
+			if m == nil {
+				t.Fatalf("upload printed no entry:\n%s", out)
+			}
+			rekor("verify", "--uuid", m[2])
+			out = rekor("get", "--uuid", m[2], "--format", "json")
+			var got struct {
+				Attestation string
+				Body        map[string]json.RawMessage
+			}
+			if err := json.Unmarshal([]byte(out), &got); err != nil || len(got.Body) != 1 {
+				t.Fatalf("get printed %s (%v)", out, err)
+			}
+			// rekor-cli shows it as text: a byte that is none becomes U+FFFD.
+			if got.Attestation != string([]rune(string(tt.attestation))) {
+				t.Errorf("attestation is %q, want %q", got.Attestation, tt.attestation)
+			}
+		})
+	}
+}
+
 // rekorServer starts upstream's Rekor over a Trillian and a PostgreSQL of its own, with
 // attestations and without search index, and returns its URL. Trillian's log signer has the flags.
 func rekorServer(t *testing.T, trillianFlags ...string) string {
@@ -242,13 +304,7 @@ func twinOf(t *testing.T, doc map[string]any, number int) string {
 // submissions are proposed entries of every kind, with the files of upstream's own tests where it has some.
 func submissions(t *testing.T) map[string]map[string]any {
 	t.Helper()
-	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/sigstore/rekor").Output()
-	if err != nil {
-		t.Fatalf("finding upstream's test files: %v", err)
-	}
-	file := func(name string) []byte {
-		return []byte(readFile(t, filepath.Join(strings.TrimSpace(string(dir)), "pkg", "types", filepath.FromSlash(name))))
-	}
+	file := upstreamFiles(t)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -297,6 +353,18 @@ func submissions(t *testing.T) map[string]map[string]any {
 		"jar":            entry("jar", "0.0.1", map[string]any{"archive": content(file("jar/v0.0.1/tests/test.jar"))}),
 		"tuf in base64":  entry("tuf", "0.0.1", map[string]any{"metadata": content(stamp), "root": content(root)}),
 		"tuf as objects": entry("tuf", "0.0.1", map[string]any{"metadata": content(rootObject), "root": content(rootObject)}),
+	}
+}
+
+// upstreamFiles returns a reader of the test files that upstream has beside its kinds.
+func upstreamFiles(t *testing.T) func(name string) []byte {
+	t.Helper()
+	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/sigstore/rekor").Output()
+	if err != nil {
+		t.Fatalf("finding upstream's test files: %v", err)
+	}
+	return func(name string) []byte {
+		return []byte(readFile(t, filepath.Join(strings.TrimSpace(string(dir)), "pkg", "types", filepath.FromSlash(name))))
 	}
 }
 

@@ -54,11 +54,11 @@ type Entry struct {
 // be shown to the client.
 func Propose(kinds Kinds, v ijson.Value) (Entry, error) {
 	kind, version := v.Get("kind").Text(), v.Get("apiVersion").Text()
-	if !kinds.takes(kind) {
+	h, taken, ok := kinds.find(kind, version)
+	if !taken {
 		return Entry{}, fault.New(fault.Invalid, "unsupported_kind", nil, "entry kind '%s' is not enabled for submission on this server", kind)
 	}
-	h, ok := handlingOf(kind, version)
-	if !ok || !kinds.has(h) {
+	if !ok {
 		return Entry{}, fault.New(fault.Invalid, "unsupported_version", nil, "entry kind '%s' does not support inserting entries of version '%s'", kind, version)
 	}
 	return h.propose(v.Get("spec"))

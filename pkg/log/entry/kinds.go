@@ -113,7 +113,16 @@ func (k Kinds) has(h handling) bool {
 	return ok
 }
 
-// takes tells whether some version of kind is enabled.
-func (k Kinds) takes(kind string) bool {
-	return slices.ContainsFunc(table(), func(h handling) bool { return h.kind == kind && k.has(h) })
+// find returns what is done with a submission: ok when its kind and version are enabled, taken when
+// some version of the kind is.
+func (k Kinds) find(kind, version string) (h handling, taken, ok bool) {
+	for _, row := range table() {
+		if row.kind != kind || !k.has(row) {
+			continue
+		}
+		if taken = true; row.version == version {
+			return row, true, true
+		}
+	}
+	return handling{}, taken, false
 }
