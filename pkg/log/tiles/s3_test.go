@@ -253,6 +253,29 @@ func TestADatabaseBehindItsBucketStopsTheTree(t *testing.T) {
 	}
 }
 
+func TestAppendWaitsForRoomAndNotForEver(t *testing.T) {
+	t.Parallel()
+	o, l := behindLiar(t)
+	o.MaxOutstanding = 4
+	tree := openS3(t, o, log.Rekor1)
+	add(t, tree, "a", "b", "c", "d", "e")
+	add(t, tree, "f") // behind the next integration
+	within(t, 10*time.Second, "all entries are in", func() bool { return sizeOf(t, tree) == 6 })
+	l.tell(func(w http.ResponseWriter, r *http.Request) bool {
+		w.WriteHeader(http.StatusInternalServerError)
+		return true
+	})
+	add(t, tree, "g", "h", "i", "j", "k")
+	if _, err := tree.Append(t.Context(), []log.Submission{{Data: []byte("l")}}); fault.KindOf(err) != fault.Overloaded {
+		t.Errorf("an entry over the limit of a tree that does not integrate: %v", err)
+	}
+	l.lie.Store(nil)
+	within(t, 20*time.Second, "what was queued is in", func() bool { return sizeOf(t, tree) == 11 })
+	if raw, err := tree.Bundle(t.Context(), 0, 11); err != nil || !bytes.Equal(raw, bundleOf(strings.Split("abcdefghijk", "")...)) {
+		t.Errorf("the bundle is %q, %v", raw, err)
+	}
+}
+
 func TestFullObjectsReplacePartialOnes(t *testing.T) {
 	t.Parallel()
 	o, l := behindLiar(t)

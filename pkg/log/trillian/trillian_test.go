@@ -3,8 +3,11 @@ package trillian_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +20,7 @@ import (
 	"github.com/transparency-dev/merkle/rfc6962"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -366,6 +370,36 @@ func TestAServerThatErrsIsNotBelieved(t *testing.T) {
 	l.queue = status.Error(codes.ResourceExhausted, "quota")
 	if _, err := tree.Append(t.Context(), submissions("x")); fault.KindOf(err) != fault.Overloaded {
 		t.Errorf("a quota that is used up: %v", err)
+	}
+}
+
+func TestTLSIsVerified(t *testing.T) {
+	web := httptest.NewTLSServer(nil) // for its certificate
+	defer web.Close()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(grpc.Creds(credentials.NewServerTLSFromCert(&web.TLS.Certificates[0])))
+	api.RegisterTrillianLogServer(server, &liar{root: &types.LogRootV1{TreeSize: 2, RootHash: make([]byte, 32)}})
+	go server.Serve(ln) // ends with Stop
+	defer server.Stop()
+	trusted := x509.NewCertPool()
+	trusted.AddCert(web.Certificate())
+	o := trillian.Options{Address: ln.Addr().String(), TreeID: 1, TLS: &tls.Config{RootCAs: trusted}, Timeout: 5 * time.Second}
+	tree, err := trillian.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	if size := sizeOf(t, tree); size != 2 {
+		t.Errorf("the size is %d, want 2", size)
+	}
+	for name, config := range map[string]*tls.Config{"a certificate of nobody": {RootCAs: x509.NewCertPool()}, "no TLS": nil} {
+		o.TLS = config
+		if _, err := trillian.Open(t.Context(), o); err == nil {
+			t.Errorf("%s: opened", name)
+		}
 	}
 }
 
