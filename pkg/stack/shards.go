@@ -140,16 +140,22 @@ func parseShards(raw []byte) (*ShardFile, error) {
 }
 
 func (r ShardRecord) check() error {
-	if !labelPattern.MatchString(r.Label) {
-		return errors.New("a label has lower-case letters, digits and hyphens")
-	}
 	kind, err := parseKind(r.Kind)
 	if err != nil {
 		return err
 	}
+	ordered := r.Key != "" // else configuration names it
+	switch {
+	case ordered && kind == log.Rekor2 && !isHost(r.Host):
+		return fmt.Errorf("host %q is not a host name", r.Host)
+	case ordered && kind == log.CT && !isCTShard(r.Shard):
+		return fmt.Errorf("name %q may have lower-case letters, digits and hyphens", r.Shard)
+	case !labelPattern.MatchString(r.Label):
+		return errors.New("a label has lower-case letters, digits and hyphens")
+	}
 	switch r.State {
 	case Planned, Published:
-		if r.Key == "" || r.Begin.IsZero() {
+		if !ordered || r.Begin.IsZero() {
 			return errors.New("a log that is to begin needs a key and a time")
 		}
 	case Active:
@@ -169,15 +175,6 @@ func (r ShardRecord) check() error {
 	}
 	if r.DrainSeconds < 0 || r.DrainSeconds > int64(maxDrain/time.Second) {
 		return fmt.Errorf("drainSeconds %d is not within 0 and %d", r.DrainSeconds, int64(maxDrain/time.Second))
-	}
-	if r.Key == "" {
-		return nil // named by configuration
-	}
-	switch {
-	case kind == log.Rekor2 && !isHost(r.Host):
-		return fmt.Errorf("host %q is not a host name", r.Host)
-	case kind == log.CT && !isCTShard(r.Shard):
-		return fmt.Errorf("name %q may have lower-case letters, digits and hyphens", r.Shard)
 	}
 	return nil
 }

@@ -32,7 +32,9 @@ var errUnavailable = errors.New("503")
 
 // ack is what a log answered for one entry: the promise that is held against it.
 type ack struct {
-	index      uint64
+	logID      string // hex
+	index      uint64 // in its tree
+	virtual    uint64 // Rekor v1: across all shards
 	leaf       []byte // leaf bytes; nil for a certificate, which has a leaf hash only
 	leafHash   []byte // certificates only
 	size       uint64 // of the tree head that came with it; 0 for a certificate
@@ -42,12 +44,13 @@ type ack struct {
 
 // ledger keeps every promise. It is safe for concurrent use.
 type ledger struct {
-	key    *ecdsa.PrivateKey
-	keyPEM []byte
-	keyDER []byte
-	rekor1 crypto.PublicKey // verifies SETs
+	key     *ecdsa.PrivateKey
+	keyPEM  []byte
+	keyDER  []byte
+	trusted string // path of the trusted root, where the keys are that verify SETs
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex                  // guards what follows
+	keys     map[string]*ecdsa.PublicKey // by log ID, hex
 	acks     map[string][]ack
 	inFlight map[string]string // v1 bodies whose answer did not arrive, by digest
 	strange  []error           // answers that are neither a promise nor a refusal
@@ -65,18 +68,46 @@ func newLedger(t *testing.T, s *stack) *ledger {
 	if err != nil {
 		t.Fatal(err)
 	}
-	block, _ := pem.Decode([]byte(readFile(t, s.client("rekor.pem"))))
-	if block == nil {
-		t.Fatal("client/rekor.pem holds no PEM")
-	}
-	pub, err := stdx509.ParsePKIXPublicKey(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &ledger{key: key, keyPEM: []byte(publicPEM(t, key)), rekor1: pub, acks: map[string][]ack{}, inFlight: map[string]string{}}
+	l := &ledger{key: key, keyPEM: []byte(publicPEM(t, key)), trusted: s.client("trusted_root.json"), keys: map[string]*ecdsa.PublicKey{}, acks: map[string][]ack{}, inFlight: map[string]string{}}
 	der, _ := pem.Decode(l.keyPEM)
 	l.keyDER = der.Bytes
 	return l
+}
+
+// logKey returns a log's key from the trusted root, which it reads again for a log that it does not know, as
+// a client does that updates its trust material.
+func (l *ledger) logKey(logID string) (*ecdsa.PublicKey, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if key := l.keys[logID]; key != nil {
+		return key, nil
+	}
+	raw, err := os.ReadFile(l.trusted)
+	if err != nil {
+		return nil, err
+	}
+	var root struct {
+		Tlogs []struct {
+			PublicKey struct{ RawBytes []byte }
+			LogID     struct{ KeyID []byte }
+		}
+	}
+	if err := json.Unmarshal(raw, &root); err != nil {
+		return nil, err
+	}
+	for _, log := range root.Tlogs {
+		pub, err := stdx509.ParsePKIXPublicKey(log.PublicKey.RawBytes)
+		if err != nil {
+			return nil, err
+		}
+		if key, ok := pub.(*ecdsa.PublicKey); ok {
+			l.keys[hex.EncodeToString(log.LogID.KeyID)] = key
+		}
+	}
+	if l.keys[logID] == nil {
+		return nil, fmt.Errorf("the trusted root has no log %s", logID)
+	}
+	return l.keys[logID], nil
 }
 
 func (l *ledger) promised(log string, a ack) {
@@ -225,8 +256,11 @@ func (l *ledger) check1(e entry1) (ack, error) {
 	payload := fmt.Sprintf(`{"body":%q,"integratedTime":%d,"logID":%q,"logIndex":%d}`,
 		base64.StdEncoding.EncodeToString(e.Body), e.IntegratedTime, e.LogID, e.LogIndex)
 	sum := sha256.Sum256([]byte(payload))
-	pub, ok := l.rekor1.(*ecdsa.PublicKey)
-	if !ok || !ecdsa.VerifyASN1(pub, sum[:], e.Verification.SignedEntryTimestamp) {
+	pub, err := l.logKey(e.LogID)
+	if err != nil {
+		return ack{}, err
+	}
+	if !ecdsa.VerifyASN1(pub, sum[:], e.Verification.SignedEntryTimestamp) {
 		return ack{}, fmt.Errorf("the SET of entry %d does not verify", e.LogIndex)
 	}
 	root, err := hex.DecodeString(e.Verification.InclusionProof.RootHash)
@@ -234,7 +268,7 @@ func (l *ledger) check1(e entry1) (ack, error) {
 		return ack{}, fmt.Errorf("root hash of entry %d: %w", e.LogIndex, err)
 	}
 	p := e.Verification.InclusionProof
-	return ack{index: p.LogIndex, leaf: e.Body, size: p.TreeSize, root: root, integrated: e.IntegratedTime}, nil
+	return ack{logID: e.LogID, virtual: uint64(e.LogIndex), index: p.LogIndex, leaf: e.Body, size: p.TreeSize, root: root, integrated: e.IntegratedTime}, nil
 }
 
 func (l *ledger) submit2(ctx context.Context, s *stack) error {
@@ -243,6 +277,9 @@ func (l *ledger) submit2(ctx context.Context, s *stack) error {
 		return err
 	}
 	var answer struct {
+		LogID struct {
+			KeyID []byte `json:"keyId"`
+		} `json:"logId"`
 		LogIndex          string `json:"logIndex"`
 		CanonicalizedBody []byte `json:"canonicalizedBody"`
 		InclusionProof    struct {
@@ -267,7 +304,7 @@ func (l *ledger) submit2(ctx context.Context, s *stack) error {
 	if err != nil {
 		return fmt.Errorf("treeSize: %w", err)
 	}
-	l.promised(rekor2, ack{index: index, leaf: answer.CanonicalizedBody, size: size, root: answer.InclusionProof.RootHash})
+	l.promised(rekor2, ack{logID: hex.EncodeToString(answer.LogID.KeyID), index: index, leaf: answer.CanonicalizedBody, size: size, root: answer.InclusionProof.RootHash})
 	return nil
 }
 
@@ -322,7 +359,7 @@ func sctPromise(chainPEM []string) (ack, error) {
 	if err != nil {
 		return ack{}, fmt.Errorf("CT leaf hash: %w", err)
 	}
-	return ack{leafHash: hash[:]}, nil
+	return ack{logID: hex.EncodeToString(scts[0].LogID.KeyID[:]), leafHash: hash[:]}, nil
 }
 
 // shards returns the base URL of the CT log in the trusted root.
