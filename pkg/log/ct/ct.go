@@ -150,7 +150,10 @@ func New(o Options) (*Handler, error) {
 	if h.description, err = describe(o, shard); err != nil {
 		return nil, err
 	}
-	return h, h.SetRoots(o.Roots)
+	if err := h.SetRoots(o.Roots); err != nil {
+		return nil, err
+	}
+	return h, nil
 }
 
 // LogKey returns the log's key, ECDSA P-256.
