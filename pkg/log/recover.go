@@ -138,6 +138,11 @@ func (l *Log) rowsOf(ctx context.Context, first uint64, leaves []parsedLeaf) ([]
 	if err != nil {
 		return nil, err
 	}
+	if l.opts.Kind == CTPlain {
+		if err := l.checkExtras(ctx, first, leaves); err != nil {
+			return nil, err
+		}
+	}
 	batch := make([]row, len(leaves))
 	for i, leaf := range leaves {
 		q, ok := kept[leaf.identity]
@@ -153,6 +158,21 @@ func (l *Log) rowsOf(ctx context.Context, first uint64, leaves []parsedLeaf) ([]
 		}
 	}
 	return batch, nil
+}
+
+// checkExtras halts when what stands beside plain CT leaves is lost: it was durable before they were, so rows
+// or extras come from an older state than the tree.
+func (l *Log) checkExtras(ctx context.Context, first uint64, leaves []parsedLeaf) error {
+	for i, leaf := range leaves {
+		ok, err := l.rows.hasExtra(ctx, leaf.identity)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return &haltError{fmt.Errorf("%s does not know the chain of the leaf at index %d: restore it from the backup of this log", l.rows, first+uint64(i))}
+		}
+	}
+	return nil
 }
 
 // keptOf returns what queue or reservations keep of leaves.

@@ -313,6 +313,15 @@ func insertExtras(ctx context.Context, tx *sql.Tx, batch []row) error {
 			WHERE NOT EXISTS (SELECT 1 FROM leaves WHERE leaves.identity = extras.identity AND leaves.idx IS NOT NULL)`)
 }
 
+// hasExtra tells whether extra data is kept for an identity.
+func (r *rows) hasExtra(ctx context.Context, identity [32]byte) (bool, error) {
+	var n int
+	if err := r.db.QueryRowContext(ctx, `SELECT COUNT(*) FROM extras WHERE identity = $1`, identity[:]).Scan(&n); err != nil {
+		return false, fmt.Errorf("looking for extra data: %w", err)
+	}
+	return n > 0, nil
+}
+
 // reservation returns the time of receipt of a row that has no index yet.
 func (r *rows) reservation(ctx context.Context, identity [32]byte) (receivedUnix int64, ok bool, err error) {
 	err = r.db.QueryRowContext(ctx, `SELECT integrated FROM leaves WHERE identity = $1 AND idx IS NULL`, identity[:]).Scan(&receivedUnix)
