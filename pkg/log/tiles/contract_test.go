@@ -19,6 +19,7 @@ func TestPOSIXKeepsTheContract(t *testing.T) {
 }
 
 func TestS3KeepsTheContract(t *testing.T) {
+	t.Parallel() // with tests that wait for clocks too
 	logtest.Tree(t, func(t *testing.T) *logtest.TreeStore {
 		s3, db := services.VersityGW(t), services.StartMariaDB(t)
 		endpoint, s3Line := services.Through(t, s3.Endpoint)

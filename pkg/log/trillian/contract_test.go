@@ -11,6 +11,7 @@ import (
 )
 
 func TestGRPCKeepsTheContract(t *testing.T) {
+	t.Parallel() // with tests that wait for clocks too
 	logtest.Tree(t, func(t *testing.T) *logtest.TreeStore {
 		db := services.StartPostgres(t)
 		service := services.Trillian(t, db.Database(t))
@@ -30,6 +31,7 @@ func TestGRPCKeepsTheContract(t *testing.T) {
 }
 
 func TestEmbeddedKeepsTheContract(t *testing.T) {
+	t.Parallel() // with tests that wait for clocks too
 	logtest.Tree(t, func(t *testing.T) *logtest.TreeStore {
 		db := services.StartPostgres(t)
 		uri, line := services.Through(t, db.Database(t))
