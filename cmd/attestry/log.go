@@ -11,7 +11,7 @@ import (
 
 func newLogCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "log", Short: "Look after the transparency logs of an instance"}
-	cmd.AddCommand(newLogAdoptCommand(), newLogShardCommand(), newLogListCommand())
+	cmd.AddCommand(newLogAdoptCommand(), newLogShardCommand(), newLogListCommand(), newLogFsckCommand())
 	return cmd
 }
 

@@ -39,7 +39,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stderr); err != nil {
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			os.Exit(2)
 		}
@@ -48,7 +48,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	cfg, adopt, err := loadConfig(args, stderr)
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
@@ -62,6 +62,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	opts.Logger, opts.Registerer = logger, reg
+	if adopt.fsck {
+		return stack.PrintCheck(ctx, opts, nil, nil, false, stdout)
+	}
 	if adopt.log != "" {
 		record, err := stack.AdoptLog(ctx, opts, adopt.log, adopt.size)
 		if err != nil {
@@ -175,10 +178,11 @@ func readPolicy(path string) (*witness.Policy, error) {
 	return policy, nil
 }
 
-// adoption is the order to give a log whose fence was lost a new one, as `attestry log adopt` does.
+// adoption is what to do instead of serving: give a log whose fence was lost a new one, as `attestry log adopt` does.
 type adoption struct {
 	log  string
 	size uint64
+	fsck bool // check all logs instead, as `attestry log fsck` does
 }
 
 // loadConfig reads -config FILE, or TLOG_CONFIG.
@@ -189,6 +193,7 @@ func loadConfig(args []string, stderr io.Writer) (*serverConfig, adoption, error
 	path := flags.String("config", os.Getenv("TLOG_CONFIG"), "YAML configuration file; every key can also be set as TLOG_<KEY>")
 	flags.StringVar(&adopt.log, "adopt", "", "give this log (rekor1, rekor2, ct-<shard>), whose fence was lost, a new one, and stop")
 	flags.Uint64Var(&adopt.size, "size", 0, "with -adopt: entries that the log must have, from a checkpoint that somebody kept")
+	flags.BoolVar(&adopt.fsck, "fsck", false, "derive all logs again from their entries, say what differs, and stop; tlog may run meanwhile")
 	if err := flags.Parse(args); err != nil {
 		return nil, adopt, err
 	}

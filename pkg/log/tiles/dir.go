@@ -1,0 +1,198 @@
+package tiles
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/transparency-dev/tessera/api/layout"
+
+	"github.com/attestry/attestry/pkg/log"
+)
+
+// Dir reads the tree in a directory without a driver: it writes nothing and takes no lock, so the log may run.
+type Dir struct {
+	path    string
+	entries string // directory of the entry bundles under "tile"
+}
+
+// OpenDir returns the tree in dir, which must be there.
+func OpenDir(dir string, kind log.Kind) (*Dir, error) {
+	if _, err := os.Stat(filepath.Join(dir, statePath)); err != nil {
+		return nil, fmt.Errorf("there is no tree in %s: %w", dir, err)
+	}
+	d := &Dir{path: dir, entries: "entries"}
+	if kind == log.CT {
+		d.entries = "data"
+	}
+	return d, nil
+}
+
+// statePath is the driver's own record of the integrated tree.
+const statePath = ".state/treeState"
+
+// Size implements log.TreeReader.
+func (d *Dir) Size(context.Context) (uint64, error) {
+	raw, err := os.ReadFile(filepath.Join(d.path, statePath))
+	if err != nil {
+		return 0, fmt.Errorf("reading the tree's size: %w", err)
+	}
+	var state struct {
+		Size uint64 `json:"size"`
+	}
+	if err := json.Unmarshal(raw, &state); err != nil {
+		return 0, fmt.Errorf("reading the tree's size from %s: %w", statePath, err)
+	}
+	return state.Size, nil
+}
+
+// Tile implements log.TreeReader.
+func (d *Dir) Tile(_ context.Context, level, index uint64, width uint8) ([]byte, error) {
+	return d.read(layout.TilePath(level, index, 0), width)
+}
+
+// Bundle implements log.TreeReader.
+func (d *Dir) Bundle(_ context.Context, index uint64, width uint8) ([]byte, error) {
+	return d.read(d.bundle(index), width)
+}
+
+func (d *Dir) bundle(index uint64) string {
+	return path.Join("tile", d.entries, layout.NWithSuffix(0, index, 0))
+}
+
+// read returns the file of this width or, once partial tiles were collected, the full one.
+func (d *Dir) read(name string, width uint8) ([]byte, error) {
+	if width > 0 {
+		raw, err := os.ReadFile(filepath.Join(d.path, fmt.Sprintf("%s.p/%d", name, width)))
+		if !errors.Is(err, fs.ErrNotExist) {
+			return raw, err
+		}
+	}
+	return os.ReadFile(filepath.Join(d.path, name))
+}
+
+// Partials implements log.PartialLister.
+func (d *Dir) Partials(level, index uint64) (map[int][]byte, error) {
+	return d.partials(layout.TilePath(level, index, 0))
+}
+
+// PartialBundles implements log.PartialLister.
+func (d *Dir) PartialBundles(index uint64) (map[int][]byte, error) {
+	return d.partials(d.bundle(index))
+}
+
+func (d *Dir) partials(name string) (map[int][]byte, error) {
+	dir := filepath.Join(d.path, name+".p")
+	files, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	found := map[int][]byte{}
+	for _, f := range files {
+		width, err := strconv.Atoi(f.Name())
+		if err != nil || width < 1 || width >= layout.TileWidth {
+			continue // Strays reports it
+		}
+		raw, err := os.ReadFile(filepath.Join(dir, f.Name()))
+		if errors.Is(err, fs.ErrNotExist) { // collected meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		found[width] = raw
+	}
+	return found, nil
+}
+
+// Files calls f with every tile and bundle that a tree of size needs, partial ones at their width: a slash-separated
+// path under the directory, and whether the file can never change.
+func (d *Dir) Files(size uint64, f func(name string, full bool) error) error {
+	for level := uint64(0); level < 8; level++ {
+		nodes := size >> (layout.TileHeight * level)
+		if nodes == 0 {
+			break
+		}
+		for index := uint64(0); index*layout.TileWidth < nodes; index++ {
+			width := layout.PartialTileSize(level, index, size)
+			names := []string{layout.TilePath(level, index, width)}
+			if level == 0 {
+				names = append(names, path.Join("tile", d.entries, layout.NWithSuffix(0, index, width)))
+			}
+			for _, name := range names {
+				if err := f(name, width == 0); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// Strays calls f with every file that does not belong to a tree of size: what a crash left past it, and
+// what no driver wrote.
+func (d *Dir) Strays(size uint64, f func(name string) error) error {
+	return filepath.WalkDir(filepath.Join(d.path, "tile"), func(file string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) { // collected meanwhile, or a tree without leaves
+			return nil
+		}
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		name, err := filepath.Rel(d.path, file)
+		if err != nil {
+			return err
+		}
+		name = filepath.ToSlash(name)
+		if level, end, ok := d.extent(name); ok && end <= size>>(layout.TileHeight*level) {
+			return nil
+		}
+		return f(name)
+	})
+}
+
+// extent returns the level of a tile or bundle and how many nodes of that level lie before its end.
+func (d *Dir) extent(name string) (level, end uint64, ok bool) {
+	rest, ok := strings.CutPrefix(name, "tile/")
+	if !ok {
+		return 0, 0, false
+	}
+	kind, number, ok := strings.Cut(rest, "/")
+	if !ok {
+		return 0, 0, false
+	}
+	if kind != d.entries {
+		n, err := strconv.ParseUint(kind, 10, 8)
+		if err != nil || n > 7 {
+			return 0, 0, false
+		}
+		level = n
+	}
+	width := uint64(layout.TileWidth)
+	if number, partial, isPartial := strings.Cut(number, ".p/"); isPartial {
+		w, err := strconv.ParseUint(partial, 10, 8)
+		if err != nil || w == 0 {
+			return 0, 0, false
+		}
+		return d.extentOf(level, number, w)
+	}
+	return d.extentOf(level, number, width)
+}
+
+func (d *Dir) extentOf(level uint64, number string, width uint64) (uint64, uint64, bool) {
+	index, err := strconv.ParseUint(strings.NewReplacer("x", "", "/", "").Replace(number), 10, 40)
+	if err != nil || layout.NWithSuffix(level, index, 0) != number {
+		return 0, 0, false
+	}
+	return level, index*layout.TileWidth + width, true
+}

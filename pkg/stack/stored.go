@@ -1,0 +1,284 @@
+package stack
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/attestry/attestry/pkg/log"
+	"github.com/attestry/attestry/pkg/log/tiles"
+)
+
+// storedLog is a log in its files, which are only read: it may run.
+type storedLog struct {
+	log.Options
+	tree    *tiles.Dir
+	records []log.Record // of the fence, newest first; none when it has no record or no fence is named
+}
+
+// storedLogs returns the logs that have begun, in the order of configuration. Their trees must be directories; trees in
+// S3 and Trillian have no files here.
+func (o LogsOptions) storedLogs(ctx context.Context) (stored []storedLog, err error) {
+	file, err := ReadShards(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	members, err := o.members(file)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range members {
+		if m.record.State == Planned || m.record.State == Published {
+			continue
+		}
+		if m.spec.Tree.Shared() {
+			return nil, fmt.Errorf("the tree of log %s is in store %s: this reads directories only", m.spec.Label, m.spec.Tree.Store)
+		}
+		l, err := o.options(m)
+		if err != nil {
+			return nil, err
+		}
+		s := storedLog{Options: l}
+		if s.tree, err = tiles.OpenDir(filepath.Join(l.Dir, "tiles"), l.Kind); err != nil {
+			return nil, fmt.Errorf("log %s: %w", l.Label, err)
+		}
+		if s.records, err = o.recorded(ctx, l.Key); err != nil {
+			return nil, fmt.Errorf("log %s: %w", l.Label, err)
+		}
+		stored = append(stored, s)
+	}
+	return stored, nil
+}
+
+// recorded returns what the fence has recorded of a key, newest first; none when it has no record.
+func (o LogsOptions) recorded(ctx context.Context, key crypto.Signer) ([]log.Record, error) {
+	id, err := log.IDOf(key)
+	if err != nil {
+		return nil, err
+	}
+	var records []log.Record
+	if o.FenceURI == "" {
+		records, err = log.PeekFence(o.FenceDir, id)
+	} else {
+		fence, closeFence, openErr := o.openFence(ctx) // readers of this one need no lock
+		if openErr != nil {
+			return nil, openErr
+		}
+		defer closeFence()
+		var last log.Record
+		if last, err = fence.Last(ctx, id); err == nil {
+			records = append(records, last)
+		}
+	}
+	if errors.Is(err, log.ErrNoRecord) {
+		return nil, nil
+	}
+	return records, err
+}
+
+// openRows reads the rows where they are. The second result closes them.
+func (o LogsOptions) openRows(ctx context.Context, s storedLog) (*log.StoredRows, func() error, error) {
+	db, err := o.openDatabase(ctx, s.Label)
+	if err != nil {
+		return nil, nil, err
+	}
+	if db != nil {
+		return log.StoredRowsIn(db), db.Close, nil
+	}
+	rows, err := log.OpenStoredRows(s.Dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	return rows, rows.Close, nil
+}
+
+// issuer reads a certificate that a CT log stores under its fingerprint.
+func (s storedLog) issuer(fingerprint [32]byte) ([]byte, error) {
+	return os.ReadFile(filepath.Join(s.Dir, "issuers", fmt.Sprintf("%x", fingerprint)))
+}
+
+// CheckedLog is the outcome of one log's check.
+type CheckedLog struct {
+	Label string
+	log.Checked
+}
+
+// maxStrays is how many files past the tree are reported for one log.
+const maxStrays = 100
+
+// CheckLogs checks the logs with these labels, all when there are none, see log.Check. Checkpoints are signed notes by the names of
+// their files: each must be of one of the logs, and of this tree or a beginning of it.
+func CheckLogs(ctx context.Context, o LogsOptions, labels []string, checkpoints map[string][]byte, report func(label string, f log.Finding)) ([]CheckedLog, error) {
+	stored, err := o.storedLogs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := known(stored, labels); err != nil {
+		return nil, err
+	}
+	signed, err := attribute(stored, checkpoints)
+	if err != nil {
+		return nil, err
+	}
+	var all []CheckedLog
+	for _, s := range stored {
+		if len(labels) > 0 && !slices.Contains(labels, s.Label) {
+			continue
+		}
+		rows, closeRows, err := o.openRows(ctx, s)
+		if err != nil {
+			return all, fmt.Errorf("checking log %s: %w", s.Label, err)
+		}
+		checked, err := s.check(ctx, rows, signed[s.Label], o.Now, func(f log.Finding) { report(s.Label, f) })
+		if err := errors.Join(err, closeRows()); err != nil {
+			return all, fmt.Errorf("checking log %s: %w", s.Label, err)
+		}
+		all = append(all, CheckedLog{s.Label, checked})
+	}
+	return all, nil
+}
+
+func known(stored []storedLog, labels []string) error {
+	var there []string
+	for _, s := range stored {
+		there = append(there, s.Label)
+	}
+	for _, label := range labels {
+		if !slices.Contains(there, label) {
+			return fmt.Errorf("there is no log %q here, only %q", label, there)
+		}
+	}
+	return nil
+}
+
+// attribute finds the log of each checkpoint by its origin and verifies its signature.
+func attribute(stored []storedLog, checkpoints map[string][]byte) (map[string][]log.SignedTree, error) {
+	signed := map[string][]log.SignedTree{}
+	var errs []error
+	for name, raw := range checkpoints {
+		origin, _, _ := bytes.Cut(raw, []byte("\n"))
+		i := slices.IndexFunc(stored, func(s storedLog) bool { return s.Origin == string(origin) })
+		if i < 0 {
+			errs = append(errs, fmt.Errorf("checkpoint %s is of %q, which is no log here", name, origin))
+			continue
+		}
+		s := stored[i]
+		tree, err := log.ParseCheckpoint(s.Kind, s.Origin, s.Name, s.Key, raw)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			continue
+		}
+		tree.By = name
+		signed[s.Label] = append(signed[s.Label], tree)
+	}
+	return signed, errors.Join(errs...)
+}
+
+func (s storedLog) check(ctx context.Context, rows *log.StoredRows, signed []log.SignedTree, now func() time.Time, report func(log.Finding)) (log.Checked, error) {
+	for _, r := range s.records {
+		signed = append(signed, log.SignedTree{Size: r.Size, Root: r.Root, By: "fence"})
+	}
+	if size, err := s.tree.Size(ctx); len(s.records) == 0 && (err != nil || size > 0) {
+		if err != nil {
+			return log.Checked{}, err
+		}
+		report(log.Finding{Harmless: true, What: "no_fence", Where: "the fence", Detail: "it has no record of the log's key: what the key has signed was not compared"})
+	}
+	opts := log.CheckOptions{Kind: s.Kind, Tree: s.tree, Signed: signed, Rows: rows, Now: now, Report: report}
+	if s.Kind == log.CT {
+		opts.Issuer = s.issuer
+	}
+	checked, err := log.Check(ctx, opts)
+	if err != nil {
+		return checked, err
+	}
+	return checked, s.strays(ctx, report)
+}
+
+// strays reports files past the tree. While the log runs, those of a batch on its way are not past it for long.
+func (s storedLog) strays(ctx context.Context, report func(log.Finding)) error {
+	list := func() (map[string]bool, error) {
+		size, err := s.tree.Size(ctx)
+		if err != nil {
+			return nil, err
+		}
+		names := map[string]bool{}
+		err = s.tree.Strays(size, func(name string) error { names[name] = true; return nil })
+		return names, err
+	}
+	first, err := list()
+	if err != nil || len(first) == 0 {
+		return err
+	}
+	still, err := list()
+	if err != nil {
+		return err
+	}
+	names := slices.Sorted(func(yield func(string) bool) {
+		for name := range first {
+			if still[name] && !yield(name) {
+				return
+			}
+		}
+	})
+	for i, name := range names {
+		if i == maxStrays {
+			report(log.Finding{Harmless: true, What: "stray", Where: "the tiles", Detail: fmt.Sprintf("%d more files are past the tree", len(names)-i)})
+			break
+		}
+		report(log.Finding{Harmless: true, What: "stray", Where: name, Detail: "it does not belong to the tree; the next entries overwrite what a crash left"})
+	}
+	return nil
+}
+
+// PrintCheck is CheckLogs for people and programs: one line for each finding and each log, as JSON if asked. Damage is an error.
+func PrintCheck(ctx context.Context, logs LogsOptions, names []string, checkpoints map[string][]byte, asJSON bool, w io.Writer) error {
+	encoder := json.NewEncoder(w)
+	began := time.Now()
+	checked, err := CheckLogs(ctx, logs, names, checkpoints, func(label string, f log.Finding) {
+		if asJSON {
+			encoder.Encode(struct {
+				Log string `json:"log"`
+				log.Finding
+			}{label, f})
+			return
+		}
+		fmt.Fprintf(w, "%s: %v\n", label, f)
+	})
+	damaged := 0
+	for _, c := range checked {
+		damaged += c.Damaged
+		if asJSON {
+			encoder.Encode(struct {
+				Log     string `json:"log"`
+				Size    uint64 `json:"size"`
+				Root    string `json:"root"`
+				Damaged int    `json:"damaged"`
+			}{c.Label, c.Size, fmt.Sprintf("%x", c.Root), c.Damaged})
+			continue
+		}
+		state := "clean"
+		if c.Damaged > 0 {
+			state = fmt.Sprintf("%d findings", c.Damaged)
+		}
+		fmt.Fprintf(w, "%s: %s, %d entries, root %x\n", c.Label, state, c.Size, c.Root)
+	}
+	if err != nil {
+		return err
+	}
+	if !asJSON {
+		fmt.Fprintf(w, "checked in %v\n", time.Since(began).Round(time.Millisecond))
+	}
+	if damaged > 0 {
+		return fmt.Errorf("%d findings of damage", damaged)
+	}
+	return nil
+}
