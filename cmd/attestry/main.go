@@ -36,6 +36,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		newVerifyCommand(),
 		newLogCommand(),
 		newWitnessCommand(),
+		newBackupCommand(),
+		newRestoreCommand(),
 		newBenchCommand(),
 	)
 	root.SetArgs(args)

@@ -20,7 +20,7 @@ func Adopt(ctx context.Context, opts Options, size uint64) (Record, error) {
 	}
 	switch record, err := key.load(ctx); {
 	case err == nil:
-		return Record{}, fmt.Errorf("the fence knows key %s: it has signed a tree of size %d", key.id, record.Size)
+		return Record{}, known(ctx, opts.Tree, key.id, record)
 	case !errors.Is(err, ErrNoRecord):
 		return Record{}, err
 	}
@@ -57,6 +57,20 @@ func Adopt(ctx context.Context, opts Options, size uint64) (Record, error) {
 	}
 	record := Record{Size: size, Root: root, Promised: size}
 	return record, key.advance(ctx, record)
+}
+
+// known says why a key that the fence knows cannot be adopted, and what is lost if its tree is behind.
+func known(ctx context.Context, tree Tree, key KeyID, record Record) error {
+	have, err := tree.Size(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the tree's size: %w", err)
+	}
+	if have >= record.Size {
+		return fmt.Errorf("the fence knows key %s: it has signed a tree of size %d", key, record.Size)
+	}
+	return fmt.Errorf("the tree holds %d entries and the fence knows that key %s has signed %d: entries %d to %d are lost with this tree. "+
+		"Their indexes were given away, so that this key must never sign again: bring the entries back, or keep the tree for reading alone and begin a log with a new key",
+		have, key, record.Size, have, record.Size-1)
 }
 
 // hashLeaves appends the leaves from the range's end to size.

@@ -265,7 +265,7 @@ func (c *check) read(ctx context.Context, index uint64) part {
 			damaged("partial", where, "%v", err)
 		}
 		for width, content := range stored {
-			if width <= count && !bytes.Equal(content, raw[:c.bytesOf(p.leaves[:width])]) {
+			if width <= count && !bytes.Equal(content, raw[:entriesBytes(c.Kind, p.leaves[:width])]) {
 				damaged("partial", where, "its partial bundle of width %d holds other entries", width)
 			}
 		}
@@ -289,15 +289,27 @@ func (c *check) read(ctx context.Context, index uint64) part {
 	return p
 }
 
-// bytesOf returns how many bytes leaves take in a bundle.
-func (c *check) bytesOf(leaves []parsedLeaf) (n int) {
+// entriesBytes returns how many bytes leaves take in a bundle.
+func entriesBytes(kind Kind, leaves []parsedLeaf) (n int) {
 	for _, leaf := range leaves {
 		n += len(leaf.data)
-		if c.Kind != CT {
+		if kind != CT {
 			n += 2 // the length before each entry
 		}
 	}
 	return n
+}
+
+// BundleBytes returns how many bytes the first count entries of a bundle take.
+func BundleBytes(kind Kind, bundle []byte, count int) (int, error) {
+	leaves, err := parseBundle(kind, bundle)
+	if err != nil {
+		return 0, err
+	}
+	if len(leaves) < count {
+		return 0, fmt.Errorf("it has %d entries, want %d", len(leaves), count)
+	}
+	return entriesBytes(kind, leaves[:count]), nil
 }
 
 // compareTile compares a stored tile, and its partial forms, with the nodes that the leaves make; with nil nodes it only

@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/attestry/attestry/internal/database"
 )
@@ -116,4 +118,38 @@ func (s *StoredRows) Next(ctx context.Context) (n uint64, err error) {
 // Beyond returns how many rows have an index of size or more.
 func (s *StoredRows) Beyond(ctx context.Context, size uint64) (n uint64, err error) {
 	return n, s.db.QueryRowContext(ctx, `SELECT COUNT(*) FROM leaves WHERE idx >= $1`, size).Scan(&n)
+}
+
+// SnapshotRows copies the rows in dir, of a log that may be running, to a new file at to: those of the
+// leaves below size and nothing else, as a tree of that size has them. The copy is one file, not yet synced.
+func SnapshotRows(ctx context.Context, dir, to string, size uint64) error {
+	source, err := OpenStoredRows(dir)
+	if err != nil {
+		return err
+	}
+	// The connection is read-only by its mode; VACUUM INTO writes elsewhere, in one transaction.
+	_, err = source.db.ExecContext(ctx, `PRAGMA query_only = 0; VACUUM INTO '`+strings.ReplaceAll(to, "'", "''")+`'`)
+	if err := errors.Join(err, source.Close()); err != nil {
+		return fmt.Errorf("copying rows: %w", err)
+	}
+	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: to}).EscapedPath()+"?_pragma=journal_mode(DELETE)")
+	if err != nil {
+		return fmt.Errorf("copying rows: %w", err)
+	}
+	db.SetMaxOpenConns(1)
+	var next uint64
+	err = db.QueryRowContext(ctx, `SELECT next FROM state WHERE id = 1`).Scan(&next)
+	if err == nil && next < size {
+		err = fmt.Errorf("they count %d leaves, %d were signed", next, size)
+	}
+	if err == nil {
+		_, err = db.ExecContext(ctx, `DELETE FROM leaves WHERE idx IS NULL OR idx >= $1`, size)
+	}
+	if err == nil {
+		_, err = db.ExecContext(ctx, `DELETE FROM queue; DELETE FROM extras WHERE identity NOT IN (SELECT identity FROM leaves); UPDATE state SET next = `+strconv.FormatUint(size, 10))
+	}
+	if err := errors.Join(err, db.Close()); err != nil {
+		return fmt.Errorf("cutting the copy of the rows: %w", err)
+	}
+	return nil
 }

@@ -101,6 +101,9 @@ func Open(ctx context.Context, opts Options) (s *Stack, err error) {
 			s = nil
 		}
 	}()
+	if err := finished(opts.Dir); err != nil {
+		return s, err
+	}
 	for _, dir := range []string{opts.Dir, filepath.Join(opts.Dir, "keys"), filepath.Join(opts.Dir, "trust")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return s, fmt.Errorf("making the data directory: %w", err)

@@ -139,6 +139,33 @@ func (d *Dir) Files(size uint64, f func(name string, full bool) error) error {
 	return nil
 }
 
+// Content returns a file that Files named. When the driver has collected a partial one in favour of the full one, it
+// is the beginning of that.
+func (d *Dir) Content(kind log.Kind, name string) ([]byte, error) {
+	raw, err := os.ReadFile(filepath.Join(d.path, filepath.FromSlash(name)))
+	full, width, partial := strings.Cut(name, ".p/")
+	if !partial || !errors.Is(err, fs.ErrNotExist) {
+		return raw, err
+	}
+	count, err := strconv.Atoi(width)
+	if err != nil {
+		return nil, err
+	}
+	if raw, err = os.ReadFile(filepath.Join(d.path, filepath.FromSlash(full))); err != nil {
+		return nil, err
+	}
+	used := 32 * count
+	if strings.HasPrefix(name, "tile/"+d.entries+"/") {
+		if used, err = log.BundleBytes(kind, raw, count); err != nil {
+			return nil, fmt.Errorf("%s: %w", full, err)
+		}
+	}
+	if used > len(raw) {
+		return nil, fmt.Errorf("%s has %d bytes, want %d", full, len(raw), used)
+	}
+	return raw[:used], nil
+}
+
 // Strays calls f with every file that does not belong to a tree of size: what a crash left past it, and
 // what no driver wrote.
 func (d *Dir) Strays(size uint64, f func(name string) error) error {
