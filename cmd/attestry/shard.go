@@ -73,7 +73,10 @@ type tlogKind struct {
 	Shards    []tlogShard
 }
 
-type tlogShard struct{ Label, Key, Host, Shard string }
+type tlogShard struct {
+	Label, Key, Host, Shard string
+	Tree                    struct{ Store string }
+}
 
 const maxTlogFile = 1 << 20
 
@@ -120,7 +123,7 @@ func openTlog(path string) (served, error) {
 			if i == 0 && shard.Key == "" {
 				continue
 			}
-			spec := stack.LogSpec{Kind: k.kind, Label: shard.Label, Host: shard.Host, Shard: shard.Shard}
+			spec := stack.LogSpec{Kind: k.kind, Label: shard.Label, Host: shard.Host, Shard: shard.Shard, Tree: stack.TreeSpec{Store: shard.Tree.Store}}
 			if k.kind == log.CT {
 				spec.Label = "ct-" + shard.Shard
 			}
@@ -147,7 +150,7 @@ func reachable(listen string) *url.URL {
 
 func newLogShardCommand() *cobra.Command {
 	var from servedFlags
-	var name, host, shard, key, at string
+	var name, host, shard, key, at, notAfterStart, notAfterLimit string
 	var lead, drain time.Duration
 	var now, wait bool
 	cmd := &cobra.Command{
@@ -201,6 +204,21 @@ record to add there is printed, and must be published before the new log begins.
 				}
 				o.Begin = begin
 			}
+			for _, w := range []struct {
+				flag, text string
+				to         *time.Time
+			}{{"--not-after-start", notAfterStart, &o.NotAfterStart}, {"--not-after-limit", notAfterLimit, &o.NotAfterLimit}} {
+				var err error
+				if w.text == "" {
+					continue
+				}
+				if name != "ct" {
+					return fmt.Errorf("%s is of a ct log", w.flag)
+				}
+				if *w.to, err = time.Parse(time.RFC3339, w.text); err != nil {
+					return fmt.Errorf("%s: %w", w.flag, err)
+				}
+			}
 			s, err := from.open()
 			if err != nil {
 				return err
@@ -228,6 +246,8 @@ record to add there is printed, and must be published before the new log begins.
 	flags.StringVar(&name, "log", "", "kind of log: rekor1, rekor2, ct")
 	flags.StringVar(&host, "host", "", "rekor2: host name of the new log, the origin of its checkpoints for life")
 	flags.StringVar(&shard, "shard", "", "ct: name of the new log in its path, /ct/NAME")
+	flags.StringVar(&notAfterStart, "not-after-start", "", "ct: the log takes certificates that expire at this time (RFC 3339) or later; the CA's next ones must be among them")
+	flags.StringVar(&notAfterLimit, "not-after-limit", "", "ct: and before this one")
 	flags.StringVar(&key, "key", "", "key of the new log, file:PATH (default: a new one, ECDSA P-256, in the keys directory)")
 	flags.StringVar(&at, "at", "", "when it begins (RFC 3339)")
 	flags.DurationVar(&lead, "lead", defaultLead, "how long after the order it begins, without --at")

@@ -68,7 +68,7 @@ func TestShardsOfATlogThatRunsAlone(t *testing.T) {
 	if err != nil || again != out {
 		t.Errorf("the order again: %s %v", again, err)
 	}
-	if out, err := command(t, "log", "shard", "--config", config, "--log", "ct", "--shard", "2027h1"); err != nil || !strings.Contains(out, "url: https://rekor.example/ct/2027h1\n") {
+	if out, err := command(t, "log", "shard", "--config", config, "--log", "ct", "--shard", "2027h1", "--not-after-start", "2027-01-01T00:00:00Z", "--not-after-limit", "2027-07-01T00:00:00Z"); err != nil || !strings.Contains(out, "url: https://rekor.example/ct/2027h1\n") {
 		t.Errorf("%s %v", out, err)
 	}
 	list, err := command(t, "log", "list", "--config", config)
@@ -90,8 +90,9 @@ func TestShardsOfATlogThatRunsAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if raw, err := json.Marshal(file); err != nil || !strings.Contains(string(raw), `"key":"file:keys/rekor2-3.pem"`) {
-		t.Errorf("the key's path is not relative to the logs: %s %v", raw, err)
+	if raw, err := json.Marshal(file); err != nil || !strings.Contains(string(raw), `"key":"file:keys/rekor2-3.pem"`) ||
+		!strings.Contains(string(raw), `"notAfterStart":"2027-01-01T00:00:00Z","notAfterLimit":"2027-07-01T00:00:00Z"`) {
+		t.Errorf("the key's path is not relative to the logs, or the window is not there: %s %v", raw, err)
 	}
 }
 
@@ -106,6 +107,8 @@ func TestWhatIsNoOrder(t *testing.T) {
 		`host "Log Three" is not a host name`:  {"--log", "rekor2", "--host", "Log Three"},
 		`name "2027/h1" may have`:              {"--log", "ct", "--shard", "2027/h1"},
 		"two logs are called":                  {"--log", "ct", "--shard", "main"},
+		"--not-after-limit is of a ct log":     {"--log", "rekor1", "--not-after-limit", "2027-01-01T00:00:00Z"},
+		"the window ends before it begins":     {"--log", "ct", "--shard", "x", "--not-after-start", "2027-01-01T00:00:00Z", "--not-after-limit", "2026-01-01T00:00:00Z"},
 		"does not drain":                       {"--log", "rekor1", "--drain", "1h"},
 		"draining for 1000h0m0s is not within": {"--log", "ct", "--shard", "x", "--drain", "1000h"},
 		"--at: parsing time":                   {"--log", "rekor1", "--at", "tomorrow"},

@@ -79,13 +79,10 @@ func (l *Logs) Run(ctx context.Context, publish Publish) error {
 
 // step does what is due.
 func (l *Logs) step(ctx context.Context, publish Publish) error {
-	if err := l.readOrders(); err != nil {
-		return err
-	}
+	errs := []error{l.readOrders()} // one bad order must not hold up the others
 	if err := l.publish(ctx, publish); err != nil {
-		return err
+		return errors.Join(append(errs, err)...)
 	}
-	var errs []error
 	now := l.opts.Now()
 	for _, m := range l.snapshot() {
 		if m.roots != nil {
@@ -120,6 +117,7 @@ func (l *Logs) readOrders() error {
 func (l *Logs) takeOver(file *ShardFile) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var errs []error
 	for _, r := range file.Shards {
 		known := false
 		for _, m := range l.members {
@@ -132,11 +130,12 @@ func (l *Logs) takeOver(file *ShardFile) error {
 		}
 		m, err := l.opts.ordered(l.members, r)
 		if err != nil {
-			return err
+			errs = append(errs, err)
+			continue
 		}
 		l.members, l.stale = append(l.members, m), true
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // change edits shards.json and takes over what it says then.

@@ -367,9 +367,12 @@ func TestTheLifeOfARekor2Log(t *testing.T) {
 func TestTheLifeOfACTLog(t *testing.T) {
 	h := newHouse(t)
 	before := h.logs.CT().LogKey()
-	h.order(Order{Kind: log.CT, Shard: "2027h1", Begin: h.time(), Drain: time.Hour})
+	h.order(Order{Kind: log.CT, Shard: "2027h1", Begin: h.time(), Drain: time.Hour, NotAfterLimit: h.time().Add(time.Hour)})
 	h.step()
 	h.step()
+	if last := h.logs.members[len(h.logs.members)-1]; !last.spec.NotAfterLimit.Equal(h.time().Add(time.Hour)) {
+		t.Errorf("the log's window ends at %v", last.spec.NotAfterLimit)
+	}
 	if h.state("ct-main") != Draining || h.state("ct-2027h1") != Active || h.logs.CT().LogKey() == before {
 		t.Errorf("%s, %s", h.state("ct-main"), h.state("ct-2027h1"))
 	}
@@ -500,6 +503,24 @@ func TestAnErrorInACutOverFailsNoWrite(t *testing.T) {
 	}
 	if errs == 0 || written == 0 {
 		t.Errorf("%d steps failed, %d entries were written", errs, written)
+	}
+}
+
+// TestABadOrderHoldsUpNoOther has a key vanish between its order and the server's next look.
+func TestABadOrderHoldsUpNoOther(t *testing.T) {
+	h := newHouse(t)
+	h.order(Order{Kind: log.CT, Shard: "lost", Begin: h.time()})
+	h.order(Order{Kind: log.Rekor1, Begin: h.time()})
+	if err := os.Remove(filepath.Join(h.opts.Dir, "..", "keys", "ct-lost.pem")); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := h.logs.step(t.Context(), h.publish); err == nil || !strings.Contains(err.Error(), "ct-lost") {
+			t.Errorf("the missing key is not named: %v", err)
+		}
+	}
+	if h.state("rekor1-2") != Active || h.state("ct-lost") != Planned {
+		t.Errorf("%s, %s", h.state("rekor1-2"), h.state("ct-lost"))
 	}
 }
 

@@ -244,6 +244,7 @@ func (o LogsOptions) ordered(before []*member, r ShardRecord) (*member, error) {
 		spec.Roots, spec.RootsFile, spec.Plain, spec.Tree = m.spec.Roots, m.spec.RootsFile, m.spec.Plain, m.spec.Tree
 		spec.Witnesses, spec.WitnessKey = m.spec.Witnesses, m.spec.WitnessKey
 	}
+	spec.NotAfterStart, spec.NotAfterLimit = r.NotAfterStart, r.NotAfterLimit
 	if s := spec.Tree.Store; s == StoreS3 || s == StoreTrillian {
 		return nil, fmt.Errorf("%s: log %s would need a tree of its own in store %s: configure it among the shards of its kind instead", shardsName, r.Label, s)
 	}

@@ -19,6 +19,8 @@ type Order struct {
 	Kind  log.Kind
 	Host  string // Rekor v2: a host name that no log has
 	Shard string // CT: a name that no log has
+	// NotAfterStart and NotAfterLimit are a CT log's window, see LogSpec.
+	NotAfterStart, NotAfterLimit time.Time
 	// Key names the new log's key, file:PATH. Empty makes one, ECDSA P-256, as KeysDir/<label>.pem.
 	Key     string
 	KeysDir string
@@ -68,6 +70,7 @@ func OrderShard(opts LogsOptions, o Order) (ShardRecord, error) {
 			r.Host = o.Host
 		case log.CT:
 			r.Shard, r.Label = o.Shard, "ct-"+o.Shard
+			r.NotAfterStart, r.NotAfterLimit = o.NotAfterStart.UTC(), o.NotAfterLimit.UTC()
 		}
 		if err := o.complete(opts.Dir, &r); err != nil {
 			return err

@@ -37,6 +37,10 @@ type ShardRecord struct {
 	Host  string `json:"host,omitempty"`  // rekor2: origin and host name of its URL
 	Shard string `json:"shard,omitempty"` // ct: its name in the paths
 
+	// NotAfterStart and NotAfterLimit are a CT log's window, see LogSpec.
+	NotAfterStart time.Time `json:"notAfterStart,omitzero"`
+	NotAfterLimit time.Time `json:"notAfterLimit,omitzero"`
+
 	State ShardState `json:"state"`
 	// Begin is when it takes over from the newest log of its kind, never before it is published.
 	Begin time.Time `json:"begin,omitzero"`
@@ -150,6 +154,10 @@ func (r ShardRecord) check() error {
 		return fmt.Errorf("host %q is not a host name", r.Host)
 	case ordered && kind == log.CT && !isCTShard(r.Shard):
 		return fmt.Errorf("name %q may have lower-case letters, digits and hyphens", r.Shard)
+	case kind != log.CT && !(r.NotAfterStart.IsZero() && r.NotAfterLimit.IsZero()):
+		return errors.New("only a CT log has a window")
+	case !r.NotAfterLimit.IsZero() && !r.NotAfterStart.Before(r.NotAfterLimit):
+		return errors.New("the window ends before it begins")
 	case !labelPattern.MatchString(r.Label):
 		return errors.New("a label has lower-case letters, digits and hyphens")
 	}
