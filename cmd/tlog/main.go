@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"github.com/go-chi/chi/v5"
+	"github.com/go-sql-driver/mysql"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -54,7 +55,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return fmt.Errorf("configuration: %w", err)
 	}
 	logger := slog.New(slog.NewJSONHandler(stderr, nil))
-	klog.SetSlogLogger(logger) // Tessera's own lines
+	klog.SetSlogLogger(logger) // Tessera's own lines, and its MySQL driver's
+	if err := mysql.SetLogger(slog.NewLogLogger(logger.Handler(), slog.LevelWarn)); err != nil {
+		return err
+	}
 	opts, err := cfg.logs()
 	if err != nil {
 		return err
