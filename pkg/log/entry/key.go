@@ -140,15 +140,6 @@ func pemKeys(canonical []byte) []string {
 	return []string{hexSum, "sha256:" + hexSum}
 }
 
-// PublicKeySearchKey returns the search key of PEM key material (PUBLIC KEY or CERTIFICATE blocks).
-func PublicKeySearchKey(raw []byte) (string, error) {
-	v, err := parsePEM(raw)
-	if err != nil {
-		return "", err
-	}
-	return pemKeys(v.pem)[0], nil
-}
-
 // storedKeys are verifier.keys of PEM that a body holds.
 func storedKeys(canonical []byte) ([]string, error) {
 	v, err := parsePEM(canonical)

@@ -27,6 +27,7 @@ func table() []handling {
 		{"dsse", "0.0.2", nil, parseSpec[dsseSpec2], false},
 		{"intoto", "0.0.1", proposeIntoto001, parseSpec[intotoSpec001], true},
 		{"intoto", "0.0.2", proposeIntoto002, parseSpec[intotoSpec002], true},
+		{"rekord", "0.0.1", proposeRekord, parseSpec[rekordSpec], false},
 		{"rfc3161", "0.0.1", proposeRFC3161, parseSpec[rfc3161Spec], false},
 		{"cose", "0.0.1", proposeCOSE, parseSpec[coseSpec], false},
 		{"alpine", "0.0.1", proposeAlpine, parseSpec[alpineSpec], false},

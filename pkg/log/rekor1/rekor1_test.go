@@ -98,7 +98,11 @@ func newService(t testing.TB, change ...func(*Options)) *service {
 		t.Fatal(err)
 	}
 	s := &service{log: l, index: x, faults: &faultyLog{Log: l}}
-	opts := Options{Shards: []Shard{{Log: s.faults, Index: x}}, Body: limit.Body{Max: 1 << 20}, Logger: logger, Registerer: prometheus.NewRegistry()}
+	kinds, err := entry.ParseKinds([]string{"hashedrekord", "dsse", "intoto", "rekord"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts := Options{Shards: []Shard{{Log: s.faults, Index: x}}, Kinds: kinds, Body: limit.Body{Max: 1 << 20}, Logger: logger, Registerer: prometheus.NewRegistry()}
 	for _, c := range change {
 		c(&opts)
 	}
@@ -293,12 +297,32 @@ func TestReadsAgreeWithTheirCheckpoint(t *testing.T) {
 	}
 }
 
+// sample reads a file of the entry package's samples.
+func sample(t testing.TB, name string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("..", "entry", "testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func rekord(t testing.TB, format, key, signature string) map[string]any {
+	return map[string]any{"kind": "rekord", "apiVersion": "0.0.1", "spec": map[string]any{
+		"signature": map[string]any{"format": format, "content": sample(t, signature), "publicKey": map[string]any{"content": sample(t, key)}},
+		"data":      map[string]any{"content": sample(t, "message.txt")},
+	}}
+}
+
 func TestSearch(t *testing.T) {
 	s, c, other := newService(t), newClient(t), newClient(t)
 	subject := strings.Repeat("ab", 32)
 	ids := map[string]string{}
 	for name, doc := range map[string]map[string]any{
 		"blob": c.blob(t, "artifact"), "attestation": c.attestation(t, subject), "other": other.blob(t, "artifact"),
+		"PGP":      rekord(t, "pgp", "pgp/ed.asc", "pgp/ed.message.sig"),
+		"SSH":      rekord(t, "ssh", "ssh/ecdsa.pub", "ssh/ecdsa.message.sig"),
+		"minisign": rekord(t, "minisign", "minisign/minisign.pub", "minisign/minisign.message.minisig"),
 	} {
 		resp, body := s.post(t, "/api/v1/log/entries", toJSON(t, doc))
 		if resp.StatusCode != http.StatusCreated {
@@ -306,7 +330,7 @@ func TestSearch(t *testing.T) {
 		}
 		ids[name] = resp.Header.Get("ETag")
 	}
-	if err := s.index.CaughtUp(t.Context(), 3); err != nil {
+	if err := s.index.CaughtUp(t.Context(), 6); err != nil {
 		t.Fatal(err)
 	}
 	sum := sha256.Sum256([]byte("artifact"))
@@ -326,6 +350,11 @@ func TestSearch(t *testing.T) {
 		{"by the key's digest", map[string]any{"hash": "sha256:" + hex.EncodeToString(keySum[:])}, []string{"attestation", "blob"}},
 		{"by digest and key", map[string]any{"hash": artifact, "publicKey": key, "operator": "and"}, []string{"blob"}},
 		{"by digest or subject", map[string]any{"hash": artifact, "subject": "nobody", "operator": "or"}, []string{"blob", "other"}},
+		{"by PGP key, in another form", map[string]any{"publicKey": map[string]any{"format": "pgp", "content": sample(t, "pgp/ed.gpg")}}, []string{"PGP"}},
+		{"by an email of a PGP key", map[string]any{"email": "Two@Example.com"}, []string{"PGP"}},
+		{"by SSH key", map[string]any{"publicKey": map[string]any{"format": "ssh", "content": sample(t, "ssh/ecdsa.pub")}}, []string{"SSH"}},
+		{"by the comment of an SSH key", map[string]any{"email": "ecdsa@example.com"}, []string{"SSH"}},
+		{"by minisign key", map[string]any{"publicKey": map[string]any{"format": "minisign", "content": sample(t, "minisign/minisign.pub")}}, []string{"minisign"}},
 		{"by an email that signed nothing", map[string]any{"email": "alice@example.com"}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -410,7 +439,7 @@ func TestRefusals(t *testing.T) {
 		{"a version that is none", entries, `{"kind":"dsse","apiVersion":"1"}`, 422, 605, "apiVersion in body should match"},
 		{"no spec", entries, `{"kind":"dsse","apiVersion":"0.0.1"}`, 422, 602, "spec in body is required"},
 		{"a spec that is none", entries, `{"kind":"dsse","apiVersion":"0.0.1","spec":[]}`, 422, 601, "spec in body must be of type object"},
-		{"a kind that is off", entries, `{"kind":"rekord","apiVersion":"0.0.1","spec":{}}`, 400, 400, "error processing entry: entry kind 'rekord' is not enabled for submission on this server"},
+		{"a kind that is off", entries, `{"kind":"helm","apiVersion":"0.0.1","spec":{}}`, 400, 400, "error processing entry: entry kind 'helm' is not enabled for submission on this server"},
 		{"a version that is not taken", entries, `{"kind":"dsse","apiVersion":"0.0.7","spec":{}}`, 400, 400, "error processing entry: entry kind 'dsse' does not support inserting entries of version '0.0.7'"},
 		{"an empty spec", entries, `{"kind":"hashedrekord","apiVersion":"0.0.1","spec":{}}`, 400, 400, "error processing entry: signature.content in body is required"},
 		{"a forged signature", entries, toJSON(t, forged), 400, 400, "error processing entry: verifying signature"},
@@ -449,7 +478,8 @@ func TestRefusals(t *testing.T) {
 		{"a subject too long", search, `{"subject":"` + long + `"}`, 422, 603, "subject in body should be at most 512 chars long"},
 		{"a key without format", search, `{"publicKey":{}}`, 422, 602, "publicKey.format in body is required"},
 		{"a key format nobody knows", search, `{"publicKey":{"format":"x"}}`, 422, 606, "publicKey.format in body should be one of"},
-		{"a PGP key", search, `{"publicKey":{"format":"pgp"}}`, 400, 400, "the PKI format requested is not supported by this server"},
+		{"a TUF key", search, `{"publicKey":{"format":"tuf","content":"e30="}}`, 400, 400, "the PKI format requested is not supported by this server"},
+		{"a PGP key that is none", search, `{"publicKey":{"format":"pgp","content":"AAAA"}}`, 400, 400, "public key provided could not be parsed"},
 		{"a key that is none", search, `{"publicKey":{"format":"x509","content":"AAAA"}}`, 400, 400, "public key provided could not be parsed"},
 		{"a number as email", search, `{"email":1}`, 400, 400, "email is not a string"},
 		{"an unknown path", "GET /api/v1/log/nothing", "", 404, 404, "path /api/v1/log/nothing was not found"},

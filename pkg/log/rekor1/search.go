@@ -3,9 +3,11 @@ package rekor1
 import (
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/mail"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -128,21 +130,22 @@ func hashKey(hash string) (string, bool) {
 }
 
 func publicKeyKey(v ijson.Value) (string, error) {
-	switch format := v.Get("format"); {
-	case !format.Given():
+	format := v.Get("format")
+	if !format.Given() {
 		return "", schema(codeRequired, "publicKey.format in body is required")
-	case format.Text() == "x509":
-	case format.Text() == "pgp", format.Text() == "minisign", format.Text() == "ssh", format.Text() == "tuf":
-		return "", fault.New(fault.Invalid, "pki_format", nil, "the PKI format requested is not supported by this server")
-	default:
+	}
+	if !slices.Contains([]string{"pgp", "x509", "minisign", "ssh", "tuf"}, format.Text()) {
 		return "", schema(codeEnum, "publicKey.format in body should be one of [pgp x509 minisign ssh tuf]")
 	}
 	material, err := base64.StdEncoding.DecodeString(v.Get("content").Text())
 	if err != nil {
 		return "", parseError("query", fmt.Errorf("publicKey.content is not base64"))
 	}
-	key, err := entry.PublicKeySearchKey(material)
-	if err != nil {
+	key, err := entry.PublicKeySearchKey(format.Text(), material)
+	switch {
+	case errors.Is(err, entry.ErrKeyFormat):
+		return "", fault.New(fault.Invalid, "pki_format", err, "the PKI format requested is not supported by this server")
+	case err != nil:
 		return "", fault.New(fault.Invalid, "bad_key", err, "public key provided could not be parsed")
 	}
 	return key, nil

@@ -1,0 +1,2 @@
+untrusted comment: verify with signify.pub
+RWTvPrH4NXtBVqUlkdZdf+EKNBkGIY4Bx1ugNlobZ7C3Z9Tx8+8vtkCxMzKDzHQdh/QKF0/55oqEL/XC6RPz7pawI26Fm1GVewQ=
