@@ -30,6 +30,7 @@ func table() []handling {
 		{"rekord", "0.0.1", proposeRekord, parseSpec[rekordSpec], false},
 		{"rfc3161", "0.0.1", proposeRFC3161, parseSpec[rfc3161Spec], false},
 		{"cose", "0.0.1", proposeCOSE, parseSpec[coseSpec], false},
+		{"helm", "0.0.1", proposeHelm, parseSpec[helmSpec], false},
 		{"alpine", "0.0.1", proposeAlpine, parseSpec[alpineSpec], false},
 		{"jar", "0.0.1", proposeJAR, parseSpec[jarSpec], false},
 		{"tuf", "0.0.1", proposeTUF, parseSpec[tufSpec], false},
