@@ -32,6 +32,7 @@ func table() []handling {
 		{"cose", "0.0.1", proposeCOSE, parseSpec[coseSpec], false},
 		{"helm", "0.0.1", proposeHelm, parseSpec[helmSpec], false},
 		{"alpine", "0.0.1", proposeAlpine, parseSpec[alpineSpec], false},
+		{"rpm", "0.0.1", proposeRPM, parseSpec[rpmSpec], false},
 		{"jar", "0.0.1", proposeJAR, parseSpec[jarSpec], false},
 		{"tuf", "0.0.1", proposeTUF, parseSpec[tufSpec], false},
 	}
