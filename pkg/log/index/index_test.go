@@ -454,10 +454,6 @@ func failedWritesAreDoneAgain(t *testing.T, s store) {
 			x.age = time.Hour
 			stop := follow(t, x, source) // all is pending
 			defer stop()
-			x.mu.Lock()
-			x.unsure = true // as a failed write leaves it
-			x.age = 0
-			x.mu.Unlock()
 			all := newFakeLog(append(bodies(20), "late")...)
 			if stored > 0 {
 				other := open(t, s)
@@ -465,6 +461,10 @@ func failedWritesAreDoneAgain(t *testing.T, s store) {
 					t.Fatal(err)
 				}
 			}
+			x.mu.Lock()
+			x.unsure = true // as a failed write leaves it
+			x.age = 0
+			x.mu.Unlock()
 			expect(t, x, false, 100, []uint64{12}, "subject:12") // what is pending stays searchable
 			source.add("late")
 			if err := x.CaughtUp(t.Context(), 21); err != nil {
