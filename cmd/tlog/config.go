@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,6 +45,9 @@ type serverConfig struct {
 		// Entries of other kinds stay readable. Default hashedrekord, dsse and intoto, which signing
 		// clients send; each of the others lets anybody have archives and foreign formats unpacked here.
 		Kinds []string `mapstructure:"kinds"`
+		// DisabledEndpoints are operations of the API that answer 501, by the names of /swagger.json: createLogEntry,
+		// searchIndex and so on. Default none.
+		DisabledEndpoints []string `mapstructure:"disabled-endpoints"`
 		// Attestations keeps the payloads of intoto entries and the messages of cose ones beside
 		// the tree, in dir/rekor1/attestations, and reads return them. Default false, upstream's.
 		Attestations bool `mapstructure:"attestations"`
@@ -272,6 +276,11 @@ func (c *serverConfig) Validate() error {
 	}
 	if _, err := entry.ParseKinds(c.Rekor1.Kinds); err != nil {
 		p.Addf("rekor1.kinds: %w", err)
+	}
+	for _, name := range c.Rekor1.DisabledEndpoints {
+		if !slices.Contains(rekor1.Operations(), name) {
+			p.Addf("rekor1.disabled-endpoints: %q is not one of %s", name, strings.Join(rekor1.Operations(), ", "))
+		}
 	}
 	if c.Rekor1.MaxAttestation <= 0 {
 		p.Addf("rekor1.max-attestation %d is not positive; turn rekor1.attestations off to keep none", c.Rekor1.MaxAttestation)

@@ -126,6 +126,7 @@ func (c *serverConfig) logs() (stack.LogsOptions, error) {
 	errs = append(errs, err)
 	o.Rekor1Kinds, err = entry.ParseKinds(c.Rekor1.Kinds)
 	errs = append(errs, err)
+	o.Rekor1Off = c.Rekor1.DisabledEndpoints
 	o.Rekor1Attestations, o.Rekor1MaxAttestation = c.Rekor1.Attestations, c.Rekor1.MaxAttestation
 	var password []byte
 	if c.KeyPasswordFile != "" {

@@ -77,6 +77,7 @@ type LogsOptions struct {
 	// KeyPassword decrypts keys that shards.json names; nil for none.
 	KeyPassword []byte
 
+	Rekor1Off            []string    // operations of its API that are switched off
 	Rekor1Kinds          entry.Kinds // what Rekor v1 takes; the zero value is the defaults
 	Rekor1Attestations   bool        // keep attestations of intoto and cose entries, in Dir/rekor1/attestations
 	Rekor1MaxAttestation int         // bytes of one; 0 is rekor1.DefaultMaxAttestation
@@ -509,7 +510,7 @@ func (l *Logs) show() error {
 		}
 		l.rekor1, err = rekor1.New(rekor1.Options{
 			Shards: v1, Frozen: frozen, Body: l.bounds.body(l.opts.Limits.Rekor1Body), Callers: l.bounds.callers, Verify: l.bounds.verify,
-			Kinds: l.opts.Rekor1Kinds, Attestations: attestations, MaxAttestation: l.opts.Rekor1MaxAttestation,
+			Off: l.opts.Rekor1Off, Kinds: l.opts.Rekor1Kinds, Attestations: attestations, MaxAttestation: l.opts.Rekor1MaxAttestation,
 			Logger: l.opts.Logger, Registerer: l.opts.Registerer,
 		})
 	default:

@@ -1,6 +1,7 @@
 package rekor1
 
 import (
+	_ "embed" // swagger.json
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,19 +33,22 @@ func (h *Handler) newRouter() http.Handler {
 		return methodError{req.Method, allowed(r, req.URL.Path)}
 	}))
 	for _, op := range []struct {
-		method, path string
-		serve        func(http.ResponseWriter, *http.Request) error
+		id, method, path string
+		serve            func(http.ResponseWriter, *http.Request) error
 	}{
-		{http.MethodPost, "/api/v1/log/entries", h.createEntry},
-		{http.MethodGet, "/api/v1/log/entries", h.entryByIndex},
-		{http.MethodPost, "/api/v1/log/entries/retrieve", h.retrieveEntries},
-		{http.MethodPost, "/api/v1/log/entries/retrieve/", h.retrieveEntries}, // sigstore-python's helper adds the slash
-		{http.MethodGet, "/api/v1/log/entries/{entryUUID}", h.entryByUUID},
-		{http.MethodGet, "/api/v1/log", h.logInfo},
-		{http.MethodGet, "/api/v1/log/proof", h.logProof},
-		{http.MethodGet, "/api/v1/log/publicKey", h.logPublicKey},
-		{http.MethodPost, "/api/v1/index/retrieve", h.searchIndex},
+		{"createLogEntry", http.MethodPost, "/api/v1/log/entries", h.createEntry},
+		{"getLogEntryByIndex", http.MethodGet, "/api/v1/log/entries", h.entryByIndex},
+		{"searchLogQuery", http.MethodPost, "/api/v1/log/entries/retrieve", h.retrieveEntries},
+		{"searchLogQuery", http.MethodPost, "/api/v1/log/entries/retrieve/", h.retrieveEntries}, // sigstore-python's helper adds the slash
+		{"getLogEntryByUUID", http.MethodGet, "/api/v1/log/entries/{entryUUID}", h.entryByUUID},
+		{"getLogInfo", http.MethodGet, "/api/v1/log", h.logInfo},
+		{"getLogProof", http.MethodGet, "/api/v1/log/proof", h.logProof},
+		{"getPublicKey", http.MethodGet, "/api/v1/log/publicKey", h.logPublicKey},
+		{"searchIndex", http.MethodPost, "/api/v1/index/retrieve", h.searchIndex},
 	} {
+		if slices.Contains(h.off, op.id) {
+			op.serve = func(http.ResponseWriter, *http.Request) error { return offError{op.id} }
+		}
 		var handler http.Handler = h.serve(strings.TrimSuffix(op.path, "/"), op.serve)
 		if op.method == http.MethodGet {
 			handler = middleware.NoCache(handler)
@@ -54,8 +59,26 @@ func (h *Handler) newRouter() http.Handler {
 		w.Header().Set("Content-Type", "text/plain")
 		io.WriteString(w, ".")
 	})
+	r.Get("/swagger.json", func(w http.ResponseWriter, _ *http.Request) {
+		write(w, "application/json", http.StatusOK, swagger)
+	})
 	return r
 }
+
+// swagger describes the API as OpenAPI 2.0, which its path is of.
+//
+//go:embed swagger.json
+var swagger []byte
+
+// Operations are what a server may switch off, by the names that upstream's enabled_api_endpoints has.
+func Operations() []string {
+	return []string{"createLogEntry", "getLogEntryByIndex", "getLogEntryByUUID", "getLogInfo", "getLogProof", "getPublicKey", "searchIndex", "searchLogQuery"}
+}
+
+// offError says that an operation is switched off.
+type offError struct{ id string }
+
+func (e offError) Error() string { return "operation " + e.id + " is not enabled on this server" }
 
 func allowed(r chi.Routes, path string) []string {
 	var methods []string
@@ -129,6 +152,7 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, path string, err 
 	var methodErr methodError
 	var pathErr noPathError
 	var conflict conflictError
+	var off offError
 	switch {
 	case errors.As(err, &schemaErr):
 		status, code, reason, text = http.StatusUnprocessableEntity, schemaErr.code, "schema", err.Error()
@@ -142,6 +166,8 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, path string, err 
 		w.Header().Set("Location", entriesPath+"/"+conflict.entryID)
 	case errors.Is(err, noSearchError{}):
 		status, code, reason, text = http.StatusNotImplemented, http.StatusNotImplemented, "search_off", err.Error()
+	case errors.As(err, &off):
+		status, code, reason, text = http.StatusNotImplemented, http.StatusNotImplemented, "operation_off", err.Error()
 	case kind == fault.Frozen:
 		w.Header().Set("Allow", "GET")
 	case kind == fault.Canceled:

@@ -11,6 +11,7 @@
 //	GET  /api/v1/log/publicKey               200 PEM
 //	POST /api/v1/index/retrieve              200 array of entry IDs
 //	GET  /ping                               200 "."
+//	GET  /swagger.json                       200 this API as OpenAPI 2.0
 //
 // An entry's UUID is its leaf hash in hex; its entry ID is the tree ID in 16 hex digits and the UUID. Several
 // trees may follow each other behind one API (shards.go): logIndex counts through them all.
@@ -69,6 +70,7 @@ type Options struct {
 	Body    limit.Body
 	Callers *limit.Callers // pays for retrieve and search; nil: no budgets
 	Verify  *limit.Work    // checks what is submitted; nil: as many at once as there are requests
+	Off     []string       // Operations that are switched off: 501
 	// Kinds are the entry kinds to take; the zero value is the defaults. Entries of other kinds stay readable.
 	Kinds entry.Kinds
 	// Attestations keeps what belongs to intoto and cose entries, and reads return it; nil for none.
@@ -86,6 +88,7 @@ type Handler struct {
 	body           limit.Body
 	callers        *limit.Callers
 	verify         *limit.Work
+	off            []string
 	kinds          entry.Kinds
 	attestations   Attestations // nil: none are kept
 	maxAttestation int
@@ -114,7 +117,7 @@ func New(opts Options) (*Handler, error) {
 		return nil, fmt.Errorf("rekor1: %w", err)
 	}
 	h := &Handler{
-		body: opts.Body, callers: opts.Callers, verify: opts.Verify, kinds: opts.Kinds,
+		body: opts.Body, callers: opts.Callers, verify: opts.Verify, off: opts.Off, kinds: opts.Kinds,
 		attestations: opts.Attestations, maxAttestation: opts.MaxAttestation,
 		logger: opts.Logger, now: opts.Now, metrics: metrics,
 	}
@@ -130,7 +133,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.router.S
 
 // Routes puts the API's paths on r, whatever the method: wrong ones are answered in the API's shape.
 func (h *Handler) Routes(r chi.Router) {
-	for _, path := range []string{"/api/v1/log", "/api/v1/log/*", "/api/v1/index/*", "/ping"} {
+	for _, path := range []string{"/api/v1/log", "/api/v1/log/*", "/api/v1/index/*", "/ping", "/swagger.json"} {
 		r.Handle(path, h)
 	}
 }
