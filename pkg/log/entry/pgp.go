@@ -148,7 +148,7 @@ func armorPGP(blockType string, write func(io.Writer) error) ([]byte, error) {
 
 // write writes what the library's Serialize does, with the user IDs in the order of the submission.
 // Upstream writes them in random order, so that it may make several leaves of one submission with
-// several user IDs; this is one of those. What signs nothing is dropped, so is what the library cannot read.
+// several user IDs; this is one of those.
 func (k pgpKey) write(w io.Writer) error {
 	if err := k.PrimaryKey.Serialize(w); err != nil {
 		return err
