@@ -103,7 +103,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	reflection.Register(g)
 	logger.Info("serving", "listen", ln.Addr().String(), "ops", ops.Addr().String())
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return server.Run(ctx, ln, server.Duplex(g, r), cfg.ShutdownGrace, logger) })
+	group.Go(func() error { return server.Run(ctx, ln, server.Duplex(logs.Bounded(g), r), cfg.ShutdownGrace, logger) })
 	group.Go(func() error { return logs.Run(ctx, nil) }) // tuf-publisher publishes keys
 	group.Go(func() error {
 		return server.Run(ctx, ops, server.Ops(reg, logs.Ready), cfg.ShutdownGrace, logger)

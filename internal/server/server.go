@@ -12,7 +12,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"google.golang.org/grpc"
 )
 
 // Limits on how long a connection may keep us waiting. A handler that reads a body sets a deadline of its own
@@ -60,9 +59,9 @@ func Run(ctx context.Context, ln net.Listener, handler http.Handler, grace time.
 	return nil
 }
 
-// Duplex sends gRPC requests to g and everything else to h. sigstore-java before its HTTP
+// Duplex sends gRPC requests to g, a *grpc.Server or what stands before it, and everything else to h. sigstore-java before its HTTP
 // client and go-witness derive the gRPC address from the HTTP URL, so both share one port.
-func Duplex(g *grpc.Server, h http.Handler) http.Handler {
+func Duplex(g, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 			g.ServeHTTP(w, r)

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"fmt"
+	"net/http"
 	"net/netip"
 	"runtime"
 	"time"
@@ -67,3 +68,6 @@ func (l Limits) bounds() bounds {
 func (b bounds) body(max int64) limit.Body {
 	return limit.Body{Max: max, Time: b.limits.BodyTime, Bytes: b.bytes}
 }
+
+// Bounded puts a gRPC server under the limits of all bodies; what one message may have is its own.
+func (l *Logs) Bounded(g http.Handler) http.Handler { return l.bounds.body(0).Stream(g) }

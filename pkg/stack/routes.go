@@ -99,7 +99,7 @@ func (s *Stack) routes(m *material) (http.Handler, error) {
 	r.NotFound(func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "there is nothing at "+r.URL.Path)
 	})
-	return server.Duplex(g, r), nil
+	return server.Duplex(s.logs.Bounded(g), r), nil
 }
 
 // fail answers what no role's own handler does.
