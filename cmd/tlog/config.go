@@ -49,7 +49,7 @@ type serverConfig struct {
 		// searchIndex and so on. Default none.
 		DisabledEndpoints []string `mapstructure:"disabled-endpoints"`
 		// Attestations keeps the payloads of intoto entries and the messages of cose ones beside
-		// the tree, in dir/rekor1/attestations, and reads return them. Default false, upstream's.
+		// the tree, in dir/rekor1/attestations or where the rows are, and reads return them. Default false, upstream's.
 		Attestations bool `mapstructure:"attestations"`
 		// MaxAttestation is how many bytes an attestation may have; a larger one is not kept. Default 100 KiB.
 		MaxAttestation int `mapstructure:"max-attestation"`
