@@ -35,7 +35,7 @@ type benchFlags struct {
 func newBenchCommand() *cobra.Command {
 	var f benchFlags
 	cmd := &cobra.Command{
-		Use:   "bench --target ca|rekor1|rekor2|tsa|verify",
+		Use:   "bench --target ca|rekor1|rekor2|proofs|tsa|verify",
 		Short: "Measure a server that speaks Sigstore's APIs, or the verifier",
 		Long: `Measure a server that speaks Sigstore's APIs, ours or another, or the verifier in this process.
 
@@ -45,6 +45,7 @@ latency in ms, errors by status. The exit status is 1 when no request succeeded.
   ca      POST /api/v2/signingCert, each with a new P-256 key; needs a token: --token-file or --dir
   rekor1  POST /api/v1/log/entries, hashedrekord 0.0.1 with distinct digests, one P-256 key
   rekor2  POST /api/v2/log/entries, the same as hashedRekordRequestV002
+  proofs  GET /api/v1/log/entries?logIndex=N of random entries: each with inclusion proof, SET and checkpoint
   tsa     POST /api/v1/timestamp, DER queries
   verify  verifies one bundle again and again, and prints the floor: the time of its signatures alone`,
 		Example: `  attestry bench --target rekor2 --url http://localhost:8420 --n 20000 --c 2000
@@ -60,7 +61,7 @@ latency in ms, errors by status. The exit status is 1 when no request succeeded.
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.target, "target", "", "ca, rekor1, rekor2, tsa or verify")
+	flags.StringVar(&f.target, "target", "", "ca, rekor1, rekor2, proofs, tsa or verify")
 	flags.StringVar(&f.url, "url", os.Getenv("ATTESTRY_URL"), "base URL of the server (default $ATTESTRY_URL)")
 	flags.IntVarP(&f.size.Requests, "n", "n", 10_000, "requests")
 	flags.IntVarP(&f.size.Clients, "c", "c", 32, "clients: requests under way at a time")
@@ -82,7 +83,7 @@ latency in ms, errors by status. The exit status is 1 when no request succeeded.
 func (f *benchFlags) run(ctx context.Context, stderr io.Writer) (*bench.Report, error) {
 	switch f.target {
 	case "":
-		return nil, errors.New("--target is required: ca, rekor1, rekor2, tsa or verify")
+		return nil, errors.New("--target is required: ca, rekor1, rekor2, proofs, tsa or verify")
 	case bench.TargetVerify:
 		return f.verify(ctx)
 	}

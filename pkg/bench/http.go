@@ -65,6 +65,11 @@ func (s Server) post(path, contentType string, body []byte) []byte {
 	return b.Bytes()
 }
 
+// get returns a whole HTTP/1.1 request. It keeps the connection alive.
+func (s Server) get(path string) []byte {
+	return []byte("GET " + s.path + path + " HTTP/1.1\r\nHost: " + s.host + "\r\nUser-Agent: attestry-bench\r\nAccept: */*\r\n\r\n")
+}
+
 // load sends the prepared requests with size.Clients connections. good looks at the body of a 2xx answer
 // and may be nil.
 func (s Server) load(ctx context.Context, target string, clients int, timeout time.Duration, requests [][]byte, good func([]byte) error) (*Report, error) {

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,7 @@ const (
 	TargetRekor1 = "rekor1"
 	TargetRekor2 = "rekor2"
 	TargetTSA    = "tsa"
+	TargetProofs = "proofs"
 )
 
 // HTTPOptions describe one run against a server.
@@ -60,10 +62,12 @@ func Load(ctx context.Context, o HTTPOptions) (*Report, error) {
 		build, err = o.Server.rekor1Entries()
 	case TargetRekor2:
 		build, err = o.Server.rekor2Entries()
+	case TargetProofs:
+		build, err = o.Server.proofQueries(ctx, o.Timeout)
 	case TargetTSA:
 		build, good = o.Server.timestampQueries(), granted
 	default:
-		err = fmt.Errorf("target %q is not one of %s, %s, %s, %s", o.Target, TargetCA, TargetRekor1, TargetRekor2, TargetTSA)
+		err = fmt.Errorf("target %q is not one of %s, %s, %s, %s, %s", o.Target, TargetCA, TargetRekor1, TargetRekor2, TargetTSA, TargetProofs)
 	}
 	if err != nil {
 		return nil, err
@@ -113,6 +117,27 @@ func (s Server) rekor1Entries() (func() ([]byte, error), error) {
 		return s.post("/api/v1/log/entries", "application/json", []byte(
 			`{"apiVersion":"0.0.1","kind":"hashedrekord","spec":{"data":{"hash":{"algorithm":"sha256","value":"`+hex.EncodeToString(digest)+
 				`"}},"signature":{"content":"`+base64.StdEncoding.EncodeToString(signature)+`","publicKey":{"content":"`+verifier+`"}}}}`)), nil
+	}, nil
+}
+
+// proofQueries asks for random entries of a Rekor v1 log, each with a proof, an SET and a checkpoint.
+func (s Server) proofQueries(ctx context.Context, timeout time.Duration) (func() ([]byte, error), error) {
+	w := &httpWorker{ctx: ctx, server: s, timeout: timeout}
+	defer w.close()
+	status, _, err := w.exchange(s.get("/api/v1/log"))
+	if err != nil {
+		return nil, fmt.Errorf("asking for the log's size: %w", err)
+	}
+	var info struct{ TreeSize int64 }
+	if err := json.Unmarshal(w.body.Bytes(), &info); err != nil || status != http.StatusOK || info.TreeSize < 1 {
+		return nil, fmt.Errorf("asking for the log's size: %d, %d entries, %w", status, info.TreeSize, err)
+	}
+	return func() ([]byte, error) {
+		index, err := rand.Int(rand.Reader, big.NewInt(info.TreeSize))
+		if err != nil {
+			return nil, err
+		}
+		return s.get("/api/v1/log/entries?logIndex=" + index.String()), nil
 	}, nil
 }
 
