@@ -60,11 +60,11 @@ func TestAKilledServerComesBackWithWhatWasCommitted(t *testing.T) {
 			t.Errorf("%s: %s, %v", name, answer, err)
 		}
 	}
-	root, err := workshop()
+	shop, err := workshop()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if marks, _ := filepath.Glob(filepath.Join(root, "pids", "*")); len(marks) == 0 {
+	if marks, _ := filepath.Glob(filepath.Join(shop.dir, "pids", "*")); len(marks) == 0 {
 		t.Error("nobody would clear the server away")
 	}
 }
@@ -73,11 +73,11 @@ func TestAKilledServerComesBackWithWhatWasCommitted(t *testing.T) {
 func TestServersEndWithTheirProcess(t *testing.T) {
 	if os.Getenv("ATTESTRY_TEST_DIE") != "" {
 		s := StartPostgres(t)
-		root, err := workshop()
+		shop, err := workshop()
 		if err != nil {
 			t.Fatal(err)
 		}
-		os.Stdout.WriteString(root + " " + port(s) + "\n")
+		os.Stdout.WriteString(shop.dir + " " + port(s) + "\n")
 		die()
 	}
 	needPostgres(t)

@@ -62,43 +62,44 @@ func unprivileged(names ...string) (*syscall.Credential, error) {
 	return nil, fmt.Errorf("none of the users %v exists", names)
 }
 
-// The directory of this test process and the shell that clears it away.
-var workshop = sync.OnceValues(func() (string, error) {
+// janitor is the shell that clears the directory of this test process away once its input ends, however the process does.
+type janitor struct {
+	dir   string
+	input io.Closer // open as long as this process lives
+}
+
+var workshop = sync.OnceValues(func() (janitor, error) {
 	dir, err := os.MkdirTemp("", "attestry-services-")
 	if err != nil {
-		return "", err
+		return janitor{}, err
 	}
 	if err := os.Chmod(dir, 0o711); err != nil { // servers of another user pass through
-		return "", err
+		return janitor{}, err
 	}
 	if err := os.Mkdir(filepath.Join(dir, "pids"), 0o700); err != nil {
-		return "", err
+		return janitor{}, err
 	}
-	janitor := exec.Command("sh", "-c", `read -r _
+	shell := exec.Command("sh", "-c", `read -r _
 for p in "$0"/pids/*; do [ -e "$p" ] && kill -KILL "${p##*/}"; done
 rm -rf "$0" || { sleep 1; rm -rf "$0"; }`, dir)
-	janitor.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // not for ^C of the terminal
-	pipe, err := janitor.StdinPipe()
+	shell.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // not for ^C of the terminal
+	pipe, err := shell.StdinPipe()
 	if err != nil {
-		return "", err
+		return janitor{}, err
 	}
-	if err := janitor.Start(); err != nil {
-		return "", err
+	if err := shell.Start(); err != nil {
+		return janitor{}, err
 	}
-	held = pipe
-	return dir, nil
+	return janitor{dir, pipe}, nil
 })
-
-// held stays open as long as this process lives.
-var held io.Closer
 
 // newDir returns a new directory that belongs to who.
 func newDir(name string, who *syscall.Credential) (string, error) {
-	root, err := workshop()
+	shop, err := workshop()
 	if err != nil {
 		return "", err
 	}
-	dir, err := os.MkdirTemp(root, name+"-")
+	dir, err := os.MkdirTemp(shop.dir, name+"-")
 	if err != nil || who == nil {
 		return dir, err
 	}
@@ -115,7 +116,7 @@ type process struct {
 
 // start runs cmd as who, its output in the file at log.
 func start(cmd *exec.Cmd, who *syscall.Credential, log string) (*process, error) {
-	root, err := workshop()
+	shop, err := workshop()
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +130,7 @@ func start(cmd *exec.Cmd, who *syscall.Credential, log string) (*process, error)
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{cmd: cmd, mark: filepath.Join(root, "pids", strconv.Itoa(cmd.Process.Pid)), done: make(chan struct{})}
+	p := &process{cmd: cmd, mark: filepath.Join(shop.dir, "pids", strconv.Itoa(cmd.Process.Pid)), done: make(chan struct{})}
 	if err := os.WriteFile(p.mark, nil, 0o600); err != nil {
 		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 	}

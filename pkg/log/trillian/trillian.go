@@ -79,7 +79,7 @@ func parseRoot(slr *api.SignedLogRoot) (*types.LogRootV1, error) {
 		return nil, fmt.Errorf("decoding the newest root: %w", err)
 	}
 	if len(root.RootHash) != rfc6962.DefaultHasher.Size() {
-		return nil, fault.New(fault.Unavailable, "store_unavailable", errors.New("Trillian could not read its newest root"),
+		return nil, fault.New(fault.Unavailable, "store_unavailable", errors.New("the newest root of Trillian could not be read"),
 			"the log's store does not answer now; try again")
 	}
 	return root, nil

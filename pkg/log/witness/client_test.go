@@ -130,7 +130,7 @@ func TestAQuorumOfWitnessesCosigns(t *testing.T) {
 		t.Errorf("after a start: %d cosignatures, %v, %d requests", n, err, a.requests.Load())
 	}
 	// One that was away comes back by the size that it names.
-	c.lie(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "away", 502) })
+	c.lie(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "away", http.StatusBadGateway) })
 	two := newTestClient(t, policyOf(t, "2", a, b, c), a.clock)
 	if _, err := cosign(two, l, 1000); err != nil {
 		t.Fatal(err)
