@@ -37,8 +37,8 @@ type publisherConfig struct {
 	Inventory string `mapstructure:"inventory"`
 	// InventoryPoll is how often the inventory is read again. Default 10s.
 	InventoryPoll time.Duration `mapstructure:"inventory-poll"`
-	// Records are keys to add to the inventory at start. Those that are there change nothing;
-	// taking one away here removes nothing.
+	// Records are keys to add to the inventory at start. Those that are there change nothing but
+	// their end, once; taking one away here removes nothing.
 	Records []recordConfig `mapstructure:"records"`
 
 	// Operator names who runs the services in the signing config, as a URI without scheme.
@@ -82,6 +82,8 @@ type recordConfig struct {
 	ChainFile     string `mapstructure:"chain-file"`
 	// Start and End (RFC 3339) bound when the key signed. Start is required for a log and must
 	// not be later than its first entry; a chain's default is the notBefore of its first certificate.
+	// An End that is added later, when a log was frozen, ends the record then, or at the next start
+	// of this program when that is over.
 	Start string `mapstructure:"start"`
 	End   string `mapstructure:"end"`
 }

@@ -86,7 +86,8 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	return group.Wait()
 }
 
-// openInventory opens the inventory and adds the records of the configuration.
+// openInventory opens the inventory and adds the records of the configuration. One that got an end since it
+// was added is retired: then, or now when that is over, since what was signed until now counts.
 func (c *publisherConfig) openInventory() (*trust.Inventory, error) {
 	inventory, err := trust.OpenInventory(c.Inventory, time.Now)
 	if err != nil {
@@ -103,8 +104,27 @@ func (c *publisherConfig) openInventory() (*trust.Inventory, error) {
 	if len(records) == 0 {
 		return inventory, nil
 	}
-	_, err = inventory.Add(records...)
-	return inventory, err
+	ids, err := inventory.Add(records...)
+	if err != nil {
+		return nil, err
+	}
+	active := map[string]bool{}
+	for _, r := range inventory.Records() {
+		active[r.ID] = r.State == trust.Active
+	}
+	for i, id := range ids {
+		end := records[i].End
+		if end.IsZero() || !active[id] {
+			continue
+		}
+		if now := time.Now(); end.Before(now) {
+			end = now
+		}
+		if err := inventory.Retire(id, end, "the configuration names its end"); err != nil {
+			return nil, fmt.Errorf("records[%d]: %w", i, err)
+		}
+	}
+	return inventory, nil
 }
 
 // publish brings the repository and the client files up to date.
