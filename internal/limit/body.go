@@ -134,27 +134,56 @@ func (b Body) tooLarge() error {
 	return fault.New(fault.TooLarge, "body_too_large", nil, "Request Entity Too Large: the body is over %d bytes", b.Max)
 }
 
-// refuse makes HTTP/1 close the connection behind the answer: reading on to find the next request
-// would take in what was refused. The server waits a moment between the two, so that the client sees the answer.
+// refuse makes HTTP/1 close the connection behind the answer: reading on to find the next request would take in what
+// was refused.
 func refuse(w http.ResponseWriter, r *http.Request, err error) error {
-	if r.ProtoMajor == 1 {
-		w.Header().Set("Connection", "close")
+	if r.ProtoMajor != 1 {
+		return err
+	}
+	w.Header().Set("Connection", "close")
+	c, ok := r.Body.(*claim)
+	if !ok {
+		c = &claim{body: r.Body}
+		r.Body = c
+	}
+	if kind := fault.KindOf(err); kind == fault.TooLarge || kind == fault.Overloaded {
+		c.refused = w
 	}
 	return err
 }
 
-// Release gives back the bytes that Read has claimed for r, if any.
+// Release gives back the bytes that Read has claimed for r, if any. It is called when the answer is written: what a
+// client still sends of a body that was refused is then thrown away for a moment. A connection that is closed
+// while it sends would be reset, and a client that reads its answer late would not see why.
 func Release(r *http.Request) {
-	if c, ok := r.Body.(*claim); ok {
-		c.release()
+	c, ok := r.Body.(*claim)
+	if !ok {
+		return
 	}
+	c.release()
+	if c.refused == nil || r.Header.Get("Expect") != "" {
+		return
+	}
+	conn := http.NewResponseController(c.refused)
+	if conn.Flush() != nil || conn.SetReadDeadline(time.Now().Add(drainTime)) != nil {
+		return
+	}
+	_, _ = io.CopyN(io.Discard, c.body, drainBytes)
 }
+
+// How much of a refused body is thrown away, and for how long, so that its client sees the answer.
+const (
+	drainBytes = 128 << 20
+	drainTime  = 2 * time.Second
+)
 
 // claim is a request's share of the bytes; it stands in for the body so that it travels with the request.
 type claim struct {
 	bytes *Bytes
 	body  io.ReadCloser
 	held  int64
+
+	refused http.ResponseWriter // where a refusal is answered; nil when the body was not refused
 }
 
 func (c *claim) Read(p []byte) (int, error) { return c.body.Read(p) }

@@ -264,3 +264,19 @@ func TestTheBytesMustHoldABody(t *testing.T) {
 		t.Errorf("large bodies get %d bytes, under the 64 MiB of one", large)
 	}
 }
+
+func TestAClientThatSendsAllBeforeItReadsSeesTheAnswer(t *testing.T) {
+	s := newSite(t, Body{Max: 1000})
+	conn := dial(t, s.addr)
+	fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n")
+	if _, err := conn.Write(make([]byte, 50_000_000)); err != nil {
+		t.Fatalf("cut while it sent: %v", err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != http.StatusRequestEntityTooLarge {
+		t.Errorf("%s, want 413", resp.Status)
+	}
+}

@@ -78,6 +78,7 @@ func (h *Handler) route(path string) (serve endpoint, method, name string) {
 
 // ServeHTTP serves the paths below the log's base URL.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	defer limit.Release(r)
 	started := h.now()
 	serve, method, name := h.route(r.URL.Path)
 	var err error
@@ -174,7 +175,6 @@ func (h *Handler) addPreChain(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (h *Handler) addOverHTTP(w http.ResponseWriter, r *http.Request, precert bool) error {
-	defer limit.Release(r)
 	body, err := h.body.Read(w, r)
 	if err != nil {
 		return err
