@@ -34,7 +34,7 @@ import (
 // attestry up: the leaf and the attestation beside it must be the same.
 func TestUpstreamMakesTheSameEntries(t *testing.T) {
 	upstream := rekorServer(t, "--sequencer_interval=50ms")
-	ours := up(t, "--attestations", "--kinds", "hashedrekord,dsse,intoto,rfc3161,cose,alpine,jar,tuf").url
+	ours := up(t, "--attestations", "--kinds", "hashedrekord,dsse,intoto,rekord,rfc3161,cose,helm,alpine,rpm,jar,tuf").url
 	docs := submissions(t)
 	for _, name := range slices.Sorted(maps.Keys(docs)) {
 		t.Run(name, func(t *testing.T) {
@@ -347,6 +347,10 @@ func submissions(t *testing.T) map[string]map[string]any {
 			"envelope": map[string]any{"payloadType": payloadType, "payload": twice(statement), "signatures": []any{map[string]any{"sig": twice(envelopeSig), "publicKey": public}}},
 			"hash":     map[string]any{"algorithm": "sha256", "value": strings.Repeat("0f", 32)},
 		}}),
+		"rekord": entry("rekord", "0.0.1", map[string]any{"data": content(file("rekord/tests/test_file.txt")), "signature": map[string]any{
+			"format": "pgp", "content": file("rekord/tests/test_file.sig"), "publicKey": content(file("rekord/tests/test_public_key.key"))}}),
+		"helm":           entry("helm", "0.0.1", map[string]any{"chart": map[string]any{"provenance": content(file("helm/tests/test-0.1.0.tgz.prov"))}, "publicKey": content(file("helm/tests/test_helm_armor.pub"))}),
+		"rpm":            entry("rpm", "0.0.1", map[string]any{"package": content(file("rpm/tests/test.rpm")), "publicKey": content(file("rpm/tests/test_rpm_public_key.key"))}),
 		"rfc3161":        entry("rfc3161", "0.0.1", map[string]any{"tsr": content(file("rfc3161/tests/test.tsr"))}),
 		"cose":           entry("cose", "0.0.1", map[string]any{"message": coseMessage(t, key, statement, payloadType), "publicKey": public, "data": map[string]any{}}),
 		"alpine":         entry("alpine", "0.0.1", map[string]any{"package": content(file("alpine/tests/test_alpine.apk")), "publicKey": content(file("alpine/tests/test_alpine.pub"))}),
@@ -359,7 +363,7 @@ func submissions(t *testing.T) map[string]map[string]any {
 // upstreamFiles returns a reader of the test files that upstream has beside its kinds.
 func upstreamFiles(t *testing.T) func(name string) []byte {
 	t.Helper()
-	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/sigstore/rekor").Output()
+	dir, err := exec.Command("go", "-C", "../rekor", "list", "-m", "-f", "{{.Dir}}", "github.com/sigstore/rekor").Output() // the module that has 1.5.4
 	if err != nil {
 		t.Fatalf("finding upstream's test files: %v", err)
 	}

@@ -334,6 +334,23 @@ func TestSlowKeys(t *testing.T) {
 	})
 }
 
+// TestSearchByRoot finds metadata by the root that it was logged with.
+func TestSearchByRoot(t *testing.T) {
+	root, stamp := tufRepository(t, func() (keys.Signer, error) { return keys.GenerateEd25519Key() })
+	e, err := propose(t, tufDoc(stamp, root))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if key, err := PublicKeySearchKey("tuf", root); err != nil || !slices.Contains(e.Keys, key) {
+		t.Errorf("PublicKeySearchKey = %q, %v, not one of %q", key, err, e.Keys)
+	}
+	for name, text := range map[string][]byte{"no JSON": []byte("{"), "no root": stamp, "a root that is not signed": bytes.Replace(root, []byte(`"version": 3`), []byte(`"version": 4`), 1)} {
+		if _, err := PublicKeySearchKey("tuf", text); fault.KindOf(err) != fault.Invalid {
+			t.Errorf("%s: PublicKeySearchKey = %v", name, err)
+		}
+	}
+}
+
 // TestTwins submits the same thing in other words: the entry must be the same.
 func TestTwins(t *testing.T) {
 	root, stamp := tufRepository(t, func() (keys.Signer, error) { return keys.GenerateEd25519Key() })

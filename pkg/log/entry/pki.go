@@ -49,9 +49,12 @@ func parseKey(format string, material []byte) (publicKey, error) {
 }
 
 // PublicKeySearchKey returns the search key of key material: the digest of its canonical form, bare.
-// Formats are pgp, minisign, ssh and x509 (PUBLIC KEY or CERTIFICATE blocks); for others the error
-// is ErrKeyFormat.
+// Formats are pgp, minisign, ssh, tuf (a root, which speaks for its keys) and x509 (PUBLIC KEY or
+// CERTIFICATE blocks); for others the error is ErrKeyFormat.
 func PublicKeySearchKey(format string, material []byte) (string, error) {
+	if format == "tuf" {
+		return tufRootKey(material)
+	}
 	key, err := parseKey(format, material)
 	if err != nil {
 		return "", err

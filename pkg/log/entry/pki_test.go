@@ -104,7 +104,7 @@ func TestPublicKeySearchKey(t *testing.T) {
 	if _, err := PublicKeySearchKey("pgp", []byte("x")); err == nil {
 		t.Error("found a search key of nothing")
 	}
-	if _, err := PublicKeySearchKey("tuf", []byte("{}")); err == nil || !strings.Contains(err.Error(), ErrKeyFormat.Error()) {
+	if _, err := PublicKeySearchKey("pkcs7", []byte("{}")); err == nil || !strings.Contains(err.Error(), ErrKeyFormat.Error()) {
 		t.Errorf("got %v, want ErrKeyFormat", err)
 	}
 }

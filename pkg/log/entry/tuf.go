@@ -47,12 +47,9 @@ func proposeTUF(v ijson.Value) (Entry, error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	db, err := tufDB(root)
+	db, err := openTUFRoot(root)
 	if err != nil {
-		return Entry{}, invalid("bad_root", err, "root: %v", err)
-	}
-	if err := db.VerifyIgnoreExpiredCheck(root.signed, "root", 0); err != nil {
-		return Entry{}, invalid("bad_signature", err, "root: %v", err)
+		return Entry{}, err
 	}
 	if err := db.VerifyIgnoreExpiredCheck(metadata.signed, metadata.head.Type, 0); err != nil {
 		return Entry{}, invalid("bad_signature", err, "metadata: %v", err)
@@ -99,18 +96,52 @@ func readTUF(v ijson.Value, field string) (tufMetadata, error) {
 		if err != nil {
 			return tufMetadata{}, invalid("bad_base64", err, "%s in body is not base64: %v", field, err)
 		}
-		if v, err = ijson.Parse(raw); err != nil {
-			return tufMetadata{}, invalid("bad_metadata", err, "%s: %v", field, err)
-		}
+		return readTUFText(raw, field)
 	}
 	if !v.Given() {
 		return tufMetadata{}, missing(field)
 	}
+	return parsedTUF(v, field)
+}
+
+func readTUFText(raw []byte, field string) (tufMetadata, error) {
+	v, err := ijson.Parse(raw)
+	if err != nil {
+		return tufMetadata{}, invalid("bad_metadata", err, "%s: %v", field, err)
+	}
+	return parsedTUF(v, field)
+}
+
+func parsedTUF(v ijson.Value, field string) (tufMetadata, error) {
 	m, err := parseTUF(v)
 	if err != nil {
 		return tufMetadata{}, invalid("bad_metadata", err, "%s: %v", field, err)
 	}
 	return m, nil
+}
+
+// tufRootKey is the search key of a root that is signed by its own keys.
+func tufRootKey(text []byte) (string, error) {
+	root, err := readTUFText(text, "root")
+	if err != nil {
+		return "", err
+	}
+	if _, err := openTUFRoot(root); err != nil {
+		return "", err
+	}
+	return pemKeys(root.canonical)[0], nil
+}
+
+// openTUFRoot returns the keys and roles of a root that is signed by a threshold of its own keys.
+func openTUFRoot(root tufMetadata) (*verify.DB, error) {
+	db, err := tufDB(root)
+	if err != nil {
+		return nil, invalid("bad_root", err, "root: %v", err)
+	}
+	if err := db.VerifyIgnoreExpiredCheck(root.signed, "root", 0); err != nil {
+		return nil, invalid("bad_signature", err, "root: %v", err)
+	}
+	return db, nil
 }
 
 // parseTUF takes {"signed":{…},"signatures":[{"keyid","sig"},…]} and drops other members, as

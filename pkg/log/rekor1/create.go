@@ -75,7 +75,7 @@ func checkProposal(v ijson.Value, name, at string) error {
 		return parseError(name, fmt.Errorf("kind is not a string"))
 	case kind.Text() == "":
 		return schema(codeRequired, "kind in body is required")
-	case !entry.KnownKind(kind.Text()) && !disabledKind(kind.Text()):
+	case !entry.KnownKind(kind.Text()):
 		return parseError(name, fmt.Errorf("invalid kind value: %q", kind.Text()))
 	}
 	switch version := v.Get("apiVersion"); {
@@ -91,15 +91,6 @@ func checkProposal(v ijson.Value, name, at string) error {
 		return schema(codeType, "%sspec in body must be of type object", at)
 	}
 	return nil
-}
-
-// disabledKind tells the kinds of upstream's log that this one does not take.
-func disabledKind(kind string) bool {
-	switch kind {
-	case "helm", "rekord", "rpm":
-		return true
-	}
-	return false
 }
 
 func isVersion(s string) bool {

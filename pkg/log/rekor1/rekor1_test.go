@@ -478,7 +478,7 @@ func TestRefusals(t *testing.T) {
 		{"a subject too long", search, `{"subject":"` + long + `"}`, 422, 603, "subject in body should be at most 512 chars long"},
 		{"a key without format", search, `{"publicKey":{}}`, 422, 602, "publicKey.format in body is required"},
 		{"a key format nobody knows", search, `{"publicKey":{"format":"x"}}`, 422, 606, "publicKey.format in body should be one of"},
-		{"a TUF key", search, `{"publicKey":{"format":"tuf","content":"e30="}}`, 400, 400, "the PKI format requested is not supported by this server"},
+		{"a TUF key", search, `{"publicKey":{"format":"tuf","content":"e30="}}`, 400, 400, "public key provided could not be parsed"},
 		{"a PGP key that is none", search, `{"publicKey":{"format":"pgp","content":"AAAA"}}`, 400, 400, "public key provided could not be parsed"},
 		{"a key that is none", search, `{"publicKey":{"format":"x509","content":"AAAA"}}`, 400, 400, "public key provided could not be parsed"},
 		{"a number as email", search, `{"email":1}`, 400, 400, "email is not a string"},

@@ -3,7 +3,6 @@ package rekor1
 import (
 	"encoding/base64"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/mail"
@@ -142,10 +141,7 @@ func publicKeyKey(v ijson.Value) (string, error) {
 		return "", parseError("query", fmt.Errorf("publicKey.content is not base64"))
 	}
 	key, err := entry.PublicKeySearchKey(format.Text(), material)
-	switch {
-	case errors.Is(err, entry.ErrKeyFormat):
-		return "", fault.New(fault.Invalid, "pki_format", err, "the PKI format requested is not supported by this server")
-	case err != nil:
+	if err != nil {
 		return "", fault.New(fault.Invalid, "bad_key", err, "public key provided could not be parsed")
 	}
 	return key, nil
