@@ -105,3 +105,25 @@ func same(v Value, other any) bool {
 	}
 	return false
 }
+
+func TestMembersComeInTheDocumentsOrder(t *testing.T) {
+	v, err := Parse([]byte(`{"b":1,"a":{"c":2},"":null}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for name, member := range v.Members() {
+		if member.Kind != v.Get(name).Kind {
+			t.Errorf("member %q is of kind %v, Get has %v", name, member.Kind, v.Get(name).Kind)
+		}
+		if names = append(names, name); name == "" {
+			break
+		}
+	}
+	if len(names) != 3 || names[0] != "b" || names[1] != "a" || names[2] != "" {
+		t.Errorf("members are %q", names)
+	}
+	for name := range (Value{Kind: Array}).Members() {
+		t.Errorf("an array has a member %q", name)
+	}
+}
