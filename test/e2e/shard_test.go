@@ -15,6 +15,11 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 )
 
 // shardStates returns the state of each log in the instance's shards.json.
@@ -483,4 +488,75 @@ func TestKilledInEveryStepOfACutOver(t *testing.T) {
 	s.stop()
 	s.start()
 	measured(t, "%d kills in cut-overs; %d entries in %d logs are all there", shard-1, l.count(rekor1)+l.count(rekor2)+l.count(ctLog), holdAll(t, s, l))
+}
+
+// TestShardsOfATlogThatRunsAlone orders logs with a tlog's configuration while it is written to.
+func TestShardsOfATlogThatRunsAlone(t *testing.T) {
+	site := newTlogs(t, backends[0])
+	v := site.servers[0]
+	b := newSandbox(t)
+	add := func(artifact string) entry1 {
+		t.Helper()
+		one := b.sign(artifact, artifact)
+		var answer map[string]entry1
+		if err := post(t.Context(), v.url+"/api/v1/log/entries", map[string]any{"apiVersion": "0.0.1", "kind": "hashedrekord", "spec": map[string]any{
+			"data":      map[string]any{"hash": map[string]string{"algorithm": "sha256", "value": one.digest}},
+			"signature": map[string]any{"content": []byte(readFile(t, one.signature)), "publicKey": map[string]any{"content": []byte(readFile(t, one.key))}},
+		}}, http.StatusCreated, &answer); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range answer {
+			return e
+		}
+		return entry1{}
+	}
+	first := add("one")
+	out := b.must(attestry, "log", "shard", "--config", v.config, "--log", "rekor1", "--now", "--wait")
+	if !strings.Contains(out, "rekor1-2 is active") || !strings.Contains(out, "- kind: rekor1\n") {
+		t.Errorf("log shard prints:\n%s", out)
+	}
+	second := add("two")
+	if second.LogIndex != first.LogIndex+1 || second.Verification.InclusionProof.LogIndex != 0 || second.LogID == first.LogID {
+		t.Errorf("%+v after %+v", second, first)
+	}
+	b.must(attestry, "log", "shard", "--config", v.config, "--log", "rekor2", "--host", "127.0.0.1", "--now", "--drain", "0s", "--wait")
+	if note := get(t, strings.Replace(v.url, "localhost", "127.0.0.1", 1)+"/checkpoint"); !strings.HasPrefix(note, "127.0.0.1\n0\n") {
+		t.Errorf("the new v2 log's checkpoint: %s", note)
+	}
+	if note := get(t, v.url+"/checkpoint"); !strings.HasPrefix(note, "localhost\n") {
+		t.Errorf("the old v2 log's checkpoint: %s", note)
+	}
+	v.kill()
+	v.start()
+	third := add("three")
+	if third.LogIndex != 2 || third.LogID != second.LogID {
+		t.Errorf("after a restart: %+v", third)
+	}
+	listed := b.must(attestry, "log", "list", "--config", v.config)
+	for _, want := range []string{`rekor1 +frozen +1 `, `rekor1-2 +active +2 `, `rekor2 +frozen +0 .* localhost `, `rekor2-2 +active +0 .* 127\.0\.0\.1 `} {
+		if !regexp.MustCompile(`(?m)^` + want).MatchString(listed) {
+			t.Errorf("log list does not match %q:\n%s", want, listed)
+		}
+	}
+	if status, body, err := call(t.Context(), http.MethodGet, v.url+"/healthz", "", ""); err != nil || status != http.StatusOK || strings.TrimSpace(body) != `{"status":"SERVING"}` {
+		t.Errorf("/healthz: %d %s %v", status, body, err)
+	}
+	conn, err := grpc.NewClient(strings.TrimPrefix(v.url, "http://"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if health, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || health.Status != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("grpc.health.v1: %v %v", health, err)
+	}
+	stream, err := reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := stream.Recv(); err != nil || !strings.Contains(answer.String(), "dev.sigstore.rekor.v2.Rekor") {
+		t.Errorf("reflection: %v %v", answer, err)
+	}
 }
