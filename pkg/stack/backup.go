@@ -13,6 +13,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"time"
 
@@ -74,6 +75,10 @@ func Backup(ctx context.Context, o BackupOptions) (*BackedUp, error) {
 		return nil, errors.New("the rows are in PostgreSQL, which this does not copy. In this order: pg_dump --schema='log_*' of the database " +
 			"(never the schema fence: a fence must not go back in time), then the directories of the logs, then the keys")
 	}
+	before, err := ReadShards(o.Logs.Dir)
+	if err != nil {
+		return nil, err
+	}
 	stored, err := o.Logs.storedLogs(ctx)
 	if err != nil {
 		return nil, err
@@ -85,6 +90,11 @@ func Backup(ctx context.Context, o BackupOptions) (*BackedUp, error) {
 	}
 	if err := b.others(ctx); err != nil {
 		return nil, err
+	}
+	// shards.json tells which logs there are and the final size of the frozen ones: it must be of the same
+	// moment as the trees. States never go back, so what is the same now was the same throughout.
+	if after, err := ReadShards(o.Logs.Dir); err != nil || !reflect.DeepEqual(before, after) {
+		return nil, errors.Join(err, errors.New("a log changed over during the backup: make it again"))
 	}
 	if err := b.manifest.write(b.dir, key); err != nil {
 		return nil, err
