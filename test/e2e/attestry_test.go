@@ -6,10 +6,14 @@ import (
 
 // TestAttestryAndCosignReadEachOther signs with one and verifies with the other.
 func TestAttestryAndCosignReadEachOther(t *testing.T) {
+	runAttestryBesideCosign(t, up(t))
+}
+
+func runAttestryBesideCosign(t *testing.T, s *stack) {
 	cosign := client(t, "cosign", "v3.1.3")
-	s := up(t)
 	trust := []string{"--trusted-root", s.client("trusted_root.json")}
-	for _, config := range []string{"signing_config.v0.2.json", "signing_config.rekor1.v0.2.json"} {
+	for _, version := range s.rekors() {
+		config := version.config
 		files := flags([]string{"--signing-config", s.client(config)}, trust)
 		t.Run("a blob by attestry, "+config, func(t *testing.T) {
 			b := newSandbox(t)

@@ -27,20 +27,40 @@ func flags(lists ...[]string) []string {
 func TestCosign3(t *testing.T) {
 	cosign := client(t, "cosign", "v3.1.3")
 	s := up(t)
-	for _, version := range []struct{ name, config, entry string }{
-		{"Rekor v2", "signing_config.v0.2.json", `{"kind":"hashedrekord","version":"0.0.2"}`},
-		{"Rekor v1", "signing_config.rekor1.v0.2.json", `{"kind":"hashedrekord","version":"0.0.1"}`},
-	} {
+	runCosign3(t, s, cosign)
+	t.Run("the server is not needed to verify", func(t *testing.T) {
+		b := newSandbox(t)
+		blob, bundle := b.file("blob", "offline"), b.path("bundle")
+		trust := []string{"--trusted-root", s.client("trusted_root.json")}
+		b.must(cosign, flags([]string{"sign-blob", "--yes", "--identity-token", s.alice(), "--bundle", bundle,
+			"--signing-config", s.client("signing_config.v0.2.json")}, trust, []string{blob})...)
+		s.stop()
+		b.must(cosign, flags([]string{"verify-blob", "--bundle", bundle}, trust, s.aliceAs(), []string{blob})...)
+	})
+}
+
+// cosign3Blob signs a blob by files alone, verifies it, and returns blob and bundle.
+func cosign3Blob(b *sandbox, s *stack, cosign string, version rekorVersion) (blob, bundle string) {
+	b.t.Helper()
+	trust := []string{"--trusted-root", s.client("trusted_root.json")}
+	blob, bundle = b.file("blob", "by files "+version.name), b.path("bundle")
+	b.must(cosign, flags([]string{"sign-blob", "--yes", "--identity-token", s.alice(), "--bundle", bundle,
+		"--signing-config", s.client(version.config)}, trust, []string{blob})...)
+	if entry := entryOf(b.t, bundle); entry != version.entry {
+		b.t.Errorf("the log entry is a %s, want %s", entry, version.entry)
+	}
+	b.must(cosign, flags([]string{"verify-blob", "--bundle", bundle}, trust, s.aliceAs(), []string{blob})...)
+	return blob, bundle
+}
+
+// runCosign3 drives a cosign of the third generation against s.
+func runCosign3(t *testing.T, s *stack, cosign string) {
+	for _, version := range s.rekors() {
 		files := []string{"--signing-config", s.client(version.config), "--trusted-root", s.client("trusted_root.json")}
 		trust := []string{"--trusted-root", s.client("trusted_root.json")}
 		t.Run(version.name+": a blob by files alone", func(t *testing.T) {
 			b := newSandbox(t)
-			blob, bundle := b.file("blob", "by files "+version.name), b.path("bundle")
-			b.must(cosign, flags([]string{"sign-blob", "--yes", "--identity-token", s.alice(), "--bundle", bundle}, files, []string{blob})...)
-			if entry := entryOf(t, bundle); entry != version.entry {
-				t.Errorf("the log entry is a %s, want %s", entry, version.entry)
-			}
-			b.must(cosign, flags([]string{"verify-blob", "--bundle", bundle}, trust, s.aliceAs(), []string{blob})...)
+			blob, bundle := cosign3Blob(b, s, cosign, version)
 			b.must(cosign, flags([]string{"verify-blob", "--bundle", bundle, "--use-signed-timestamps"}, trust, s.aliceAs(), []string{blob})...)
 		})
 		t.Run(version.name+": a blob with a key of one's own", func(t *testing.T) {
@@ -85,15 +105,6 @@ func TestCosign3(t *testing.T) {
 		b := newSandbox(t)
 		b.source(s.client("env"))
 		signAndVerifyByTUF(t, b, cosign, s)
-	})
-	t.Run("the server is not needed to verify", func(t *testing.T) {
-		b := newSandbox(t)
-		blob, bundle := b.file("blob", "offline"), b.path("bundle")
-		trust := []string{"--trusted-root", s.client("trusted_root.json")}
-		b.must(cosign, flags([]string{"sign-blob", "--yes", "--identity-token", s.alice(), "--bundle", bundle,
-			"--signing-config", s.client("signing_config.v0.2.json")}, trust, []string{blob})...)
-		s.stop()
-		b.must(cosign, flags([]string{"verify-blob", "--bundle", bundle}, trust, s.aliceAs(), []string{blob})...)
 	})
 }
 

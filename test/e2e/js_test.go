@@ -6,9 +6,13 @@ import (
 )
 
 func TestSigstoreJS(t *testing.T) {
+	runSigstoreJS(t, up(t))
+}
+
+// runSigstoreJS drives @sigstore/cli against s.
+func runSigstoreJS(t *testing.T, s *stack) {
 	system(t, "node", "nodejs")
 	sigstore := client(t, "sigstore-js", "")
-	s := up(t)
 	tuf := []string{"--tuf-mirror-url", s.url + "/tuf", "--tuf-root-path", s.client("root.json")}
 	alice := []string{"--certificate-identity-email", "alice@example.com", "--certificate-issuer", s.issuer()}
 	// ci is a user in a CI job: there the token comes from the environment.
@@ -40,7 +44,7 @@ func TestSigstoreJS(t *testing.T) {
 		b.must(sigstore, attest(b)...)
 		b.must(sigstore, flags([]string{"verify", "--tuf-mirror-url", s.url + "/tuf"}, alice, []string{b.path("bundle")})...)
 	})
-	t.Run("what cosign signed through Rekor v2", func(t *testing.T) {
+	t.Run("what cosign signed with a signing config", func(t *testing.T) {
 		cosign := client(t, "cosign", "v3.1.3")
 		b := newSandbox(t)
 		blob, bundle := b.file("blob", "from cosign to node"), b.path("bundle")

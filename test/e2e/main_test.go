@@ -20,8 +20,8 @@ const (
 	clientsTable   = "../../scripts/clients.txt"
 )
 
-// attestry and tlog are the binaries under test, set by TestMain before any test and never again.
-var attestry, tlog string
+// The binaries under test, set by TestMain before any test and never again.
+var attestry, tlog, ca, tufPublisher string
 
 func TestMain(m *testing.M) {
 	os.Exit(buildAndRun(m))
@@ -34,11 +34,13 @@ func buildAndRun(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	attestry, tlog = filepath.Join(dir, "attestry"), filepath.Join(dir, "tlog")
-	build := exec.Command("go", "build", "-o", dir+"/", "../../cmd/attestry", "../../cmd/tlog")
+	build := exec.Command("go", "build", "-o", dir+"/", "../../cmd/...")
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building cmd/attestry and cmd/tlog: %v\n%s", err, out)
+		fmt.Fprintf(os.Stderr, "building cmd: %v\n%s", err, out)
 		return 1
+	}
+	for name, path := range map[string]*string{"attestry": &attestry, "tlog": &tlog, "ca": &ca, "tuf-publisher": &tufPublisher} {
+		*path = filepath.Join(dir, name)
 	}
 	return m.Run()
 }
@@ -80,7 +82,7 @@ func client(t *testing.T, name, version string) string {
 			path = filepath.Join(path, name)
 		}
 		if _, err := os.Stat(path); err != nil {
-			missing(t, row[5] == "yes", "%s %s is not installed; enable with: scripts/clients %s@%s", name, row[1], name, row[1])
+			missing(t, row[5] == "yes" || row[5] == "long" && long(), "%s %s is not installed; enable with: scripts/clients %s@%s", name, row[1], name, row[1])
 		}
 		return path
 	}

@@ -5,14 +5,15 @@ import (
 )
 
 func TestSigstorePython(t *testing.T) {
+	runSigstorePython(t, up(t))
+}
+
+// runSigstorePython drives sigstore-python against s.
+func runSigstorePython(t *testing.T, s *stack) {
 	sigstore := client(t, "sigstore-python", "")
-	s := up(t)
 	trust := []string{"--trust-config", s.client("client_trust_config.json")}
 	alice := []string{"--cert-identity", "alice@example.com", "--cert-oidc-issuer", s.issuer()}
-	for _, version := range []struct{ name, number, entry string }{
-		{"Rekor v2", "2", `{"kind":"hashedrekord","version":"0.0.2"}`},
-		{"Rekor v1", "1", `{"kind":"hashedrekord","version":"0.0.1"}`},
-	} {
+	for _, version := range s.rekors() {
 		t.Run(version.name+": a blob", func(t *testing.T) {
 			b := newSandbox(t)
 			blob, bundle := b.file("blob", "by python "+version.name), b.path("blob.sigstore.json")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,10 +22,12 @@ const (
 	stopTimeout  = 10 * time.Second // the contract of SIGTERM
 )
 
-// stack is one `attestry up`.
+// stack is one `attestry up`, or what clients take for one: see newSite.
 type stack struct {
 	t       *testing.T
 	dir     string
+	files   string   // directory of the files for clients
+	logs    []string // which it has of rekor1, rekor2 and ctLog
 	listen  string
 	url     string
 	args    []string
@@ -50,8 +53,8 @@ func newStack(t *testing.T, dir string, args ...string) *stack {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stack{t: t, dir: dir, listen: listen, url: "http://localhost:" + port, args: args,
-		logFile: filepath.Join(t.TempDir(), "up.log")}
+	s := &stack{t: t, dir: dir, files: filepath.Join(dir, "client"), logs: []string{rekor1, rekor2, ctLog},
+		listen: listen, url: "http://localhost:" + port, args: args, logFile: filepath.Join(t.TempDir(), "up.log")}
 	t.Cleanup(func() {
 		if s.cmd != nil {
 			s.stop()
@@ -146,7 +149,19 @@ func (s *stack) kill() {
 }
 
 // client returns the path of one of the files for clients.
-func (s *stack) client(name string) string { return filepath.Join(s.dir, "client", name) }
+func (s *stack) client(name string) string { return filepath.Join(s.files, name) }
+
+// rekorVersion is one of the two APIs: by name, by sigstore-python's number, the signing config that leads to
+// it, and the entry that cosign and sigstore-python make there of a blob.
+type rekorVersion struct{ name, number, config, entry string }
+
+// rekors returns the versions whose logs the stack has.
+func (s *stack) rekors() []rekorVersion {
+	return slices.DeleteFunc([]rekorVersion{
+		{rekor2, "2", "signing_config.v0.2.json", `{"kind":"hashedrekord","version":"0.0.2"}`},
+		{rekor1, "1", "signing_config.rekor1.v0.2.json", `{"kind":"hashedrekord","version":"0.0.1"}`},
+	}, func(v rekorVersion) bool { return !slices.Contains(s.logs, v.name) })
+}
 
 func (s *stack) issuer() string { return s.url + "/oidc" }
 

@@ -21,15 +21,17 @@ type backend struct {
 	name string
 	// yaml adds the backend to a configuration and says which logs it takes.
 	yaml func(t *testing.T, dir string) string
+	// logs are which of rekor1, rekor2 and ctLog it takes.
+	logs []string
 	// replicas may serve the same logs at once.
 	replicas int
 }
 
-var backends = []backend{
-	{"posix", func(_ *testing.T, dir string) string {
-		return fmt.Sprintf("fence: %s/fence\nrekor1: {key: file:%[1]s/rekor1.pem}\nrekor2: {key: file:%[1]s/rekor2.pem}\n", dir)
-	}, 1},
-	{"s3", func(t *testing.T, dir string) string {
+var (
+	posix = backend{"posix", func(_ *testing.T, dir string) string {
+		return fmt.Sprintf("fence: %s/fence\nrekor1: {key: file:%[1]s/rekor1.pem}\nrekor2: {key: file:%[1]s/rekor2.pem}\nct: {key: file:%[1]s/ct.pem, roots-file: %[1]s/roots.pem}\n", dir)
+	}, []string{rekor1, rekor2, ctLog}, 1}
+	onS3 = backend{"s3", func(t *testing.T, dir string) string {
 		gateway := services.VersityGW(t)
 		write(t, dir+"/access", gateway.AccessKey)
 		write(t, dir+"/secret", gateway.SecretKey)
@@ -37,21 +39,21 @@ var backends = []backend{
 			return fmt.Sprintf("{store: s3, endpoint: %q, bucket: %s, path-style: true, access-key-file: %s/access, secret-key-file: %[3]s/secret, mysql-dsn: %[4]q}",
 				gateway.Endpoint, gateway.Bucket, dir, services.MariaDB(t))
 		}
-		return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: %s}\nrekor2: {key: file:%[2]s/rekor2.pem, tree: %[4]s}\n",
-			inPostgres(t), dir, tree(), tree())
-	}, 2},
-	{"trillian", func(t *testing.T, dir string) string {
+		return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: %s}\nrekor2: {key: file:%[2]s/rekor2.pem, tree: %[4]s}\nct: {key: file:%[2]s/ct.pem, roots-file: %[2]s/roots.pem, tree: %[5]s}\n",
+			inPostgres(t), dir, tree(), tree(), tree())
+	}, []string{rekor1, rekor2, ctLog}, 2}
+	trillianServers = backend{"trillian", func(t *testing.T, dir string) string {
 		service := services.Trillian(t, services.Postgres(t))
 		id, err := trillian.CreateTree(t.Context(), trillian.Options{Address: service.Address}, "rekor1")
 		if err != nil {
 			t.Fatal(err)
 		}
 		return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: {store: trillian, address: %q, tree-id: %d}}\n", inPostgres(t), dir, service.Address, id)
-	}, 2},
-	{"trillian-embedded", func(t *testing.T, dir string) string {
+	}, []string{rekor1}, 2}
+	trillianEmbedded = backend{"trillian-embedded", func(t *testing.T, dir string) string {
 		return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: {store: trillian-embedded, postgres-uri: %q}}\n", inPostgres(t), dir, services.Postgres(t))
-	}, 2},
-}
+	}, []string{rekor1}, 2}
+)
 
 // inPostgres puts rows and fence into a database.
 func inPostgres(t *testing.T) string {
@@ -66,31 +68,26 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// tlogs is one site of tlog servers.
+// tlogs are the tlog servers of one site.
 type tlogs struct {
 	t       *testing.T
-	dir     string
+	dir     string // with the logs' keys, NAME.pem and NAME.pub
 	yaml    string
-	servers []*tlogServer
+	servers []*role
 }
 
-type tlogServer struct {
-	t            *testing.T
-	url, ops     string
-	config, logs string
-	cmd          *exec.Cmd
-	exited       chan error
-}
-
-// newTlogs starts the backend's number of servers.
-func newTlogs(t *testing.T, b backend) *tlogs {
+// newTlogs starts the backend's number of servers. A CT log takes certificates below the roots, PEM.
+func newTlogs(t *testing.T, b backend, roots string) *tlogs {
 	t.Helper()
 	s := &tlogs{t: t, dir: t.TempDir()}
-	for _, name := range []string{"rekor1", "rekor2"} {
-		if _, err := signer.OpenOrCreate(filepath.Join(s.dir, name+".pem"), signer.P256); err != nil {
+	for _, name := range []string{"rekor1", "rekor2", "ct"} {
+		key, err := signer.OpenOrCreate(filepath.Join(s.dir, name+".pem"), signer.P256)
+		if err != nil {
 			t.Fatal(err)
 		}
+		write(t, filepath.Join(s.dir, name+".pub"), publicPEM(t, key))
 	}
+	write(t, filepath.Join(s.dir, "roots.pem"), roots)
 	s.yaml = b.yaml(t, s.dir)
 	for range b.replicas {
 		s.add()
@@ -99,26 +96,55 @@ func newTlogs(t *testing.T, b backend) *tlogs {
 }
 
 // add starts another server of the site.
-func (s *tlogs) add() *tlogServer {
+func (s *tlogs) add() {
 	s.t.Helper()
 	n := len(s.servers)
-	address := freeAddress(s.t)
-	v := &tlogServer{t: s.t, url: "http://" + strings.Replace(address, "127.0.0.1", "localhost", 1), ops: freeAddress(s.t)}
-	v.config, v.logs = filepath.Join(s.dir, fmt.Sprintf("tlog-%d.yaml", n)), filepath.Join(s.dir, fmt.Sprintf("tlog-%d.log", n))
-	write(s.t, v.config, fmt.Sprintf("listen: %s\nops-listen: %s\nurl: http://localhost\ndir: %s/data-%d\n%s", address, v.ops, s.dir, n, s.yaml))
-	s.servers = append(s.servers, v)
+	s.servers = append(s.servers, startRole(s.t, tlog, s.dir, fmt.Sprintf("tlog-%d", n), fmt.Sprintf("url: http://localhost\ndir: %s/data-%d\n%s", s.dir, n, s.yaml)))
+}
+
+// addresses are host:port of each server.
+func (s *tlogs) addresses() []string {
+	var all []string
+	for _, v := range s.servers {
+		all = append(all, v.listen)
+	}
+	return all
+}
+
+// role is one of the programs with a YAML file.
+type role struct {
+	t                *testing.T
+	listen, url, ops string
+	exe              string
+	config, logs     string
+	cmd              *exec.Cmd
+	exited           chan error
+}
+
+// startRole writes the configuration, to which it adds addresses, and starts the program; it ends with t.
+func startRole(t *testing.T, exe, dir, name, yaml string) *role {
+	t.Helper()
+	v := &role{t: t, exe: exe, listen: freeAddress(t), ops: freeAddress(t), config: filepath.Join(dir, name+".yaml"), logs: filepath.Join(dir, name+".log")}
+	v.url = "http://" + strings.Replace(v.listen, "127.0.0.1", "localhost", 1)
+	write(t, v.config, fmt.Sprintf("listen: %s\nops-listen: %s\n%s", v.listen, v.ops, yaml))
+	t.Cleanup(func() {
+		v.kill()
+		if t.Failed() {
+			t.Logf("the last lines of %s:\n%s", name, tail(v.logs, 30))
+		}
+	})
 	v.start()
 	return v
 }
 
-func (v *tlogServer) start() {
+func (v *role) start() {
 	v.t.Helper()
 	out, err := os.OpenFile(v.logs, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		v.t.Fatal(err)
 	}
 	defer out.Close() // the child has its own
-	v.cmd = exec.Command(tlog, "-config", v.config)
+	v.cmd = exec.Command(v.exe, "-config", v.config)
 	v.cmd.Stdout, v.cmd.Stderr = out, out
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := v.cmd.Start(); err != nil {
@@ -126,13 +152,15 @@ func (v *tlogServer) start() {
 	}
 	v.exited = make(chan error, 1)
 	go func(cmd *exec.Cmd, exited chan<- error) { exited <- cmd.Wait() }(v.cmd, v.exited) // ends with the process
-	v.t.Cleanup(v.kill)
-	eventually(v.t, "tlog is ready: "+v.logs, func() bool {
+	eventually(v.t, "it is ready: "+v.logs, func() bool {
+		select {
+		case err := <-v.exited:
+			v.cmd = nil
+			v.t.Fatalf("%s ended: %v", filepath.Base(v.exe), err)
+		default:
+		}
 		resp, err := http.Get("http://" + v.ops + "/readyz")
 		if err != nil {
-			if v.cmd.ProcessState != nil {
-				v.t.Fatalf("tlog ended: %s", tail(v.logs, 20))
-			}
 			return false
 		}
 		resp.Body.Close()
@@ -141,7 +169,7 @@ func (v *tlogServer) start() {
 }
 
 // kill ends the server as a crash does.
-func (v *tlogServer) kill() {
+func (v *role) kill() {
 	if v.cmd == nil {
 		return
 	}
@@ -162,9 +190,9 @@ func TestLoadOnTrillianBesideUpstream(t *testing.T) {
 	}
 	for round := range 2 {
 		bench(fmt.Sprintf("round %d, upstream rekor-server 1.5.4 on Trillian and PostgreSQL", round), rekorServer(t, "--sequencer_interval=100ms"))
-		for _, b := range backends[2:] {
+		for _, b := range []backend{trillianServers, trillianEmbedded} {
 			b.replicas = 1
-			s := newTlogs(t, b)
+			s := newTlogs(t, b, "")
 			bench(fmt.Sprintf("round %d, tlog on %s and PostgreSQL", round, b.name), s.servers[0].url)
 			s.servers[0].kill()
 		}
