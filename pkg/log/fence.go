@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+
+	"github.com/attestry/attestry/internal/durable"
 )
 
 // KeyID names a log key: SHA-256 of its DER SubjectPublicKeyInfo, 32 raw bytes.
@@ -225,7 +227,7 @@ func createRing(path string) error {
 	if err := os.Link(tmp.Name(), path); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 func (r *ring) read(key KeyID) error {
@@ -288,12 +290,4 @@ func parseSlot(key KeyID, raw []byte) (slot, bool) {
 	copy(s.record.Root[:], body[20:52])
 	s.record.Promised = binary.BigEndian.Uint64(body[52:])
 	return s, true
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/transparency-dev/merkle/rfc6962"
 	"golang.org/x/sys/unix"
 
+	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/pkg/log"
 )
 
@@ -105,7 +106,7 @@ func Backup(ctx context.Context, o BackupOptions) (*BackedUp, error) {
 	if err := os.Rename(b.dir, o.To); err != nil {
 		return nil, err
 	}
-	return &BackedUp{b.manifest, verifier, b.copied, b.linked}, syncDir(filepath.Dir(o.To))
+	return &BackedUp{b.manifest, verifier, b.copied, b.linked}, durable.SyncDir(filepath.Dir(o.To))
 }
 
 type backup struct {

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/log"
 )
@@ -114,15 +115,7 @@ func writeSecret(path string, data []byte) error {
 	if err := os.Link(f.Name(), path); err != nil { // not over a key that another process made
 		return err
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 // write signs the manifest and stores both in dir, the signature last.
@@ -136,10 +129,10 @@ func (m *Manifest) write(dir string, key note.Signer) error {
 	if err != nil {
 		return fmt.Errorf("signing the manifest: %w", err)
 	}
-	if err := writeDurably(filepath.Join(dir, manifestName), raw); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, manifestName), raw, 0o644); err != nil {
 		return fmt.Errorf("storing the manifest: %w", err)
 	}
-	return writeDurably(filepath.Join(dir, signatureName), signed)
+	return durable.WriteFile(filepath.Join(dir, signatureName), signed, 0o644)
 }
 
 // manifestText is what the backup key signs.

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/internal/issuer"
 	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/ca"
@@ -88,7 +89,7 @@ func openChain(path string, create func() ([]*x509.Certificate, error)) ([]*x509
 	if err != nil {
 		return nil, err
 	}
-	if err := writeDurably(path, encodeChain(chain)); err != nil {
+	if err := durable.WriteFile(path, encodeChain(chain), 0o644); err != nil {
 		return nil, fmt.Errorf("storing certificate chain %s: %w", path, err)
 	}
 	return chain, nil

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/tiles"
 )
@@ -39,7 +40,7 @@ func Restore(ctx context.Context, from, verifier, dir string) (*Manifest, error)
 		return nil, err
 	}
 	mark := filepath.Join(dir, unfinished)
-	if err := writeDurably(mark, nil); err != nil {
+	if err := durable.WriteFile(mark, nil, 0o644); err != nil {
 		return nil, err
 	}
 	for _, f := range m.Files {
@@ -53,7 +54,7 @@ func Restore(ctx context.Context, from, verifier, dir string) (*Manifest, error)
 	if err := syncFileSystem(dir); err != nil {
 		return nil, fmt.Errorf("making what was restored durable: %w", err)
 	}
-	return m, errors.Join(os.Remove(mark), syncDir(dir))
+	return m, errors.Join(os.Remove(mark), durable.SyncDir(dir))
 }
 
 func empty(dir string) error {

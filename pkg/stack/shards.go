@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/pkg/log"
 )
 
@@ -272,7 +273,7 @@ func changeShards(dir string, edit func(*ShardFile) error) (file *ShardFile, err
 	if _, err := parseShards(raw); err != nil { // nothing is stored that would not be read again
 		return nil, fmt.Errorf("changing shards: %w", err)
 	}
-	if err := writeDurably(filepath.Join(dir, shardsName), append(raw, '\n')); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, shardsName), append(raw, '\n'), 0o644); err != nil {
 		return nil, fmt.Errorf("storing shards: %w", err)
 	}
 	return file, nil

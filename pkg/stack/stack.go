@@ -21,6 +21,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/internal/issuer"
 	"github.com/attestry/attestry/pkg/ca"
 	"github.com/attestry/attestry/pkg/log"
@@ -296,29 +297,8 @@ func storeURL(dir, text string) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, []byte(text)) {
 		return nil
 	}
-	if err := writeDurably(path, []byte(text)); err != nil {
+	if err := durable.WriteFile(path, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("storing the URL: %w", err)
 	}
 	return nil
-}
-
-// writeDurably replaces the file at path as a whole; a crash leaves the old or the new content.
-func writeDurably(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // after the rename there is nothing to remove
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

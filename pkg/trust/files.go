@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"github.com/attestry/attestry/internal/durable"
 )
 
 // tempPrefix starts the name of every file that is not finished. The HTTP handler never
@@ -46,7 +48,7 @@ func (d directory) writeStage(files []file) error {
 		}
 	}
 	for dir := range dirs {
-		if err := syncDir(dir); err != nil {
+		if err := durable.SyncDir(dir); err != nil {
 			return fmt.Errorf("syncing %s: %w", dir, err)
 		}
 	}
@@ -103,14 +105,6 @@ func (d directory) removeTemps(subdirs ...string) error {
 		}
 	}
 	return nil
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // errLocked says that another process, or another part of this one, holds the lock.

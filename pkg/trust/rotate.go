@@ -9,6 +9,8 @@ import (
 	"slices"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
+
+	"github.com/attestry/attestry/internal/durable"
 )
 
 // RotateOnlineKey replaces the key of snapshot and timestamp by a new one. Three steps keep
@@ -84,7 +86,7 @@ func (p *Publisher) continueRotation() error {
 	if err := os.Rename(filepath.Join(p.ring.dir, nextOnlineName), filepath.Join(p.ring.dir, onlineKeyName)); err != nil {
 		return err
 	}
-	if err := syncDir(p.ring.dir); err != nil {
+	if err := durable.SyncDir(p.ring.dir); err != nil {
 		return err
 	}
 	p.ring.next = nil

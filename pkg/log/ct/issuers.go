@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/attestry/attestry/internal/database"
+	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/internal/fault"
 )
 
@@ -30,8 +31,6 @@ type issuerStore struct {
 // maxCachedIssuers bounds the memory of the cache, not the number of issuers.
 const maxCachedIssuers = 1024
 
-const temporaryIssuer = ".tmp-"
-
 // storeTimeout bounds one call of the database.
 const storeTimeout = 10 * time.Second
 
@@ -45,18 +44,12 @@ func openIssuerStore(dir string, blobs *database.Blobs) (*issuerStore, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("creating the issuer directory: %w", err)
 	}
-	leftovers, err := filepath.Glob(filepath.Join(dir, temporaryIssuer+"*"))
-	if err != nil {
-		return nil, fmt.Errorf("reading the issuer directory %s: %w", dir, err)
-	}
-	for _, name := range leftovers { // a crash between create and rename
-		if err := os.Remove(name); err != nil {
-			return nil, fmt.Errorf("cleaning the issuer directory: %w", err)
-		}
+	if err := durable.RemoveTemps(dir); err != nil { // a crash between create and rename
+		return nil, fmt.Errorf("cleaning the issuer directory: %w", err)
 	}
 	// A file that is visible now was synced before its rename, but its name may not have
 	// been: after this, what can be read is durable.
-	if err := syncDir(dir); err != nil {
+	if err := durable.SyncDir(dir); err != nil {
 		return nil, err
 	}
 	return &issuerStore{dir: dir, cached: make(map[[32]byte][]byte)}, nil
@@ -84,7 +77,7 @@ func (s *issuerStore) put(der []byte) ([32]byte, error) {
 		s.remember(fingerprint, stored)
 		return fingerprint, nil
 	}
-	if err := writeDurably(path, der); err != nil {
+	if err := durable.WriteFile(path, der, 0o644); err != nil {
 		return fingerprint, fmt.Errorf("storing issuer certificate: %w", err)
 	}
 	s.remember(fingerprint, append([]byte(nil), der...))
@@ -144,38 +137,4 @@ func parseFingerprint(name string) (fingerprint [32]byte, ok bool) {
 	}
 	_, err := hex.Decode(fingerprint[:], []byte(name))
 	return fingerprint, err == nil
-}
-
-// writeDurably puts data at path with all or nothing of it visible after a crash.
-func writeDurably(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), temporaryIssuer)
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // fails once renamed
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Chmod(0o644) // issuers are public; a web server may serve the directory
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("syncing %s: %w", dir, err)
-	}
-	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/attestry/attestry/internal/database"
+	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/pkg/log/entry"
 )
@@ -102,7 +103,7 @@ func OpenDirectory(path string) (*Directory, error) {
 			return nil, fmt.Errorf("making attestation directory: %w", err)
 		}
 	}
-	if err := errors.Join(syncDir(path), syncDir(filepath.Dir(path))); err != nil {
+	if err := errors.Join(durable.SyncDir(path), durable.SyncDir(filepath.Dir(path))); err != nil {
 		return nil, err
 	}
 	return &Directory{path}, nil
@@ -146,7 +147,7 @@ func (d *Directory) Put(ctx context.Context, key string, data []byte) error {
 	} else if err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(file)) // also where a crash may have come before it
+	return durable.SyncDir(filepath.Dir(file)) // also where a crash may have come before it
 }
 
 func (d *Directory) write(file string, data []byte) error {
@@ -189,14 +190,6 @@ func (d *Directory) Get(ctx context.Context, key string) ([]byte, error) {
 func isOf(key string, data []byte) bool {
 	sum := sha256.Sum256(data)
 	return key == "sha256:"+hex.EncodeToString(sum[:])
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // SharedAttestations keeps attestations in a database, for replicas of a log.

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/attestry/attestry/internal/durable"
 )
 
 // A witness remembers, for each origin, the last checkpoint that it cosigned, with the cosignature: that
@@ -79,7 +81,7 @@ func (s *store) prepare(origin string) error {
 	if err := os.MkdirAll(s.path(origin, ""), 0o700); err != nil {
 		return err
 	}
-	return syncDir(s.dir)
+	return durable.SyncDir(s.dir)
 }
 
 // load reads the origin's record and checks that by made it: a record that was damaged, or that another
@@ -139,7 +141,7 @@ func (s *store) write(aside, path string, data []byte) error {
 	if err := s.step("rename", func() error { return os.Rename(aside, path) }); err != nil {
 		return err
 	}
-	return s.step("sync directory", func() error { return syncDir(filepath.Dir(path)) })
+	return s.step("sync directory", func() error { return durable.SyncDir(filepath.Dir(path)) })
 }
 
 // evidence is two checkpoints of one size with different roots, both signed by the log: proof that it forked.
@@ -186,12 +188,4 @@ func readFile(path string, limit int64) ([]byte, error) {
 		err = fmt.Errorf("%s has over %d bytes", path, limit)
 	}
 	return data, err
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
