@@ -19,6 +19,7 @@ import (
 
 	"github.com/attestry/attestry/internal/server"
 	"github.com/attestry/attestry/pkg/log/entry"
+	"github.com/attestry/attestry/pkg/log/witness"
 	"github.com/attestry/attestry/pkg/stack"
 )
 
@@ -29,9 +30,9 @@ const drainTime = 8 * time.Second
 const memoryLimit = 160 << 20
 
 type upFlags struct {
-	dir, listen, url, fence, caConfig, metrics, issuer string
-	kinds                                              []string
-	attestations, ephemeral, demo                      bool
+	dir, listen, url, fence, caConfig, metrics, issuer, witnessPolicy string
+	kinds                                                             []string
+	attestations, ephemeral, demo                                     bool
 }
 
 func newUpCommand() *cobra.Command {
@@ -59,6 +60,7 @@ The first run makes every key and the TUF repository under --dir, later runs go 
 	flags.BoolVar(&f.demo, "demo", false, "start, sign and verify a file, say what happened, and stop; without --dir in a temporary directory")
 	flags.StringSliceVar(&f.kinds, "kinds", nil, "entry kinds that the Rekor v1 log takes, as in hashedrekord,intoto:0.0.2 (default hashedrekord, dsse, intoto)")
 	flags.BoolVar(&f.attestations, "attestations", false, "keep the payloads of intoto entries and the messages of cose ones, and return them with the entry")
+	flags.StringVar(&f.witnessPolicy, "witness-policy", "", "file of witnesses and their quorum (c2sp.org/tlog-policy), who cosign the Rekor v2 log; without a quorum no checkpoint is shown")
 	flags.StringVar(&f.metrics, "metrics", "", "address of a second listener with /metrics, /healthz and /readyz")
 	flags.StringVar(&f.issuer, "issuer", "loopback", "development issuer: loopback (refuse a listener that others can reach), any (allow it: whoever reaches it signs as anyone), off")
 	return cmd
@@ -96,6 +98,15 @@ func up(ctx context.Context, f upFlags, stdout, stderr io.Writer) (err error) {
 	opts := stack.Options{
 		Dir: f.dir, FenceDir: f.fence, URL: f.url, Listen: ln.Addr().String(), CAConfig: f.caConfig,
 		Issuer: stack.IssuerMode(f.issuer), Kinds: kinds, Attestations: f.attestations, Logger: logger, Registerer: nil,
+	}
+	if f.witnessPolicy != "" {
+		text, err := os.ReadFile(f.witnessPolicy)
+		if err != nil {
+			return fmt.Errorf("--witness-policy: %w", err)
+		}
+		if opts.Witnesses, err = witness.ParsePolicy(string(text)); err != nil {
+			return fmt.Errorf("--witness-policy %s: %w", f.witnessPolicy, err)
+		}
 	}
 	var ops net.Listener
 	reg := prometheus.NewRegistry()

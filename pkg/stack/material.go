@@ -23,12 +23,13 @@ import (
 type material struct {
 	made                              time.Time // not after the first use of any key
 	ca, tsa, ct, rekor1, rekor2, oidc crypto.Signer
+	witness                           crypto.Signer       // nil without witnesses; Ed25519, signs checkpoints a second time for them
 	caChain, tsaChain                 []*x509.Certificate // issuing certificate or leaf first, root last
 }
 
 // openMaterial reads the keys under dir/keys and makes those that are missing. A key is durable
 // before a certificate speaks of it, and both before anything is published.
-func openMaterial(dir string, now time.Time) (*material, error) {
+func openMaterial(dir string, now time.Time, witnessed bool) (*material, error) {
 	m := &material{made: now.Truncate(time.Second)}
 	keys := filepath.Join(dir, "keys")
 	var caRoot, tsaRoot crypto.Signer
@@ -48,6 +49,12 @@ func openMaterial(dir string, now time.Time) (*material, error) {
 	} {
 		g.Go(func() (err error) {
 			*k.key, err = signer.OpenOrCreate(filepath.Join(keys, k.name+".pem"), k.alg)
+			return err
+		})
+	}
+	if witnessed {
+		g.Go(func() (err error) {
+			m.witness, err = signer.OpenOrCreate(filepath.Join(keys, "witness.pem"), signer.Ed25519)
 			return err
 		})
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/attestry/attestry/pkg/ca"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/entry"
+	"github.com/attestry/attestry/pkg/log/witness"
 	"github.com/attestry/attestry/pkg/trust"
 	"github.com/attestry/attestry/pkg/tsa"
 )
@@ -50,6 +51,8 @@ type Options struct {
 
 	Kinds        entry.Kinds // what the Rekor v1 log takes; the zero value is the defaults
 	Attestations bool        // the Rekor v1 log keeps attestations
+	// Witnesses cosign the checkpoints of the Rekor v2 log; nil for nobody. Without their quorum none is shown.
+	Witnesses *witness.Policy
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil for none
@@ -116,7 +119,7 @@ func Open(ctx context.Context, opts Options) (s *Stack, err error) {
 	if s.url, err = publicURL(opts); err != nil {
 		return s, err
 	}
-	if s.material, err = openMaterial(opts.Dir, opts.Now()); err != nil {
+	if s.material, err = openMaterial(opts.Dir, opts.Now(), opts.Witnesses != nil); err != nil {
 		return s, err
 	}
 	if s.logs, err = OpenLogs(ctx, s.logsOptions(s.material)); err != nil {
@@ -138,12 +141,18 @@ func Open(ctx context.Context, opts Options) (s *Stack, err error) {
 }
 
 func (s *Stack) logsOptions(m *material) LogsOptions {
-	return LogsOptions{
+	o := LogsOptions{
 		Dir: filepath.Join(s.opts.Dir, "log"), FenceDir: s.opts.FenceDir, Host: s.url.Hostname(), URL: s.URL(),
 		Logs:   instanceLogs(m.ct, m.rekor2, m.rekor1, [][]byte{m.caChain[len(m.caChain)-1].Raw}),
 		Limits: upLimits(), Rekor1Kinds: s.opts.Kinds, Rekor1Attestations: s.opts.Attestations,
 		Logger: s.opts.Logger, Registerer: s.opts.Registerer, Now: s.opts.Now,
 	}
+	for i := range o.Logs {
+		if o.Logs[i].Kind == log.Rekor2 {
+			o.Logs[i].Witnesses, o.Logs[i].WitnessKey = s.opts.Witnesses, m.witness
+		}
+	}
+	return o
 }
 
 // upLimits leaves more memory to the other roles than a server of logs alone needs to.
@@ -170,7 +179,7 @@ func Adopt(ctx context.Context, opts Options, label string, size uint64) (log.Re
 		return log.Record{}, err
 	}
 	defer s.lock.Close()
-	material, err := openMaterial(opts.Dir, time.Now())
+	material, err := openMaterial(opts.Dir, time.Now(), false)
 	if err != nil {
 		return log.Record{}, err
 	}
