@@ -29,8 +29,8 @@ type backend struct {
 
 var (
 	posix = backend{"posix", func(_ *testing.T, dir string) string {
-		return fmt.Sprintf("fence: %s/fence\nrekor1: {key: file:%[1]s/rekor1.pem}\nrekor2: {key: file:%[1]s/rekor2.pem}\nct: {key: file:%[1]s/ct.pem, roots-file: %[1]s/roots.pem}\n", dir)
-	}, []string{rekor1, rekor2, ctLog}, 1}
+		return fmt.Sprintf("fence: %s/fence\nrekor1: {key: file:%[1]s/rekor1.pem}\nrekor2: {key: file:%[1]s/rekor2.pem}\n", dir)
+	}, []string{rekor1, rekor2}, 1}
 	onS3 = backend{"s3", func(t *testing.T, dir string) string {
 		gateway := services.VersityGW(t)
 		write(t, dir+"/access", gateway.AccessKey)
