@@ -14,11 +14,14 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -116,6 +119,13 @@ func (l *ledger) promised(log string, a ack) {
 	l.acks[log] = append(l.acks[log], a)
 }
 
+// kept returns what answers were strange, and all promises until now.
+func (l *ledger) kept() (strange []error, acks map[string][]ack) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.strange), maps.Clone(l.acks)
+}
+
 func (l *ledger) count(log string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -123,17 +133,23 @@ func (l *ledger) count(log string) int {
 }
 
 // load submits to all three logs with several clients each until ctx ends, and returns once the
-// last of them has stopped. Answers cut off by the server's death are normal; others are kept
-// in l.strange.
+// last of them has stopped.
 func (l *ledger) load(ctx context.Context, s *stack, token string, clients int) {
+	l.drive(ctx, clients,
+		func(ctx context.Context) error { return l.submit1(ctx, s) },
+		func(ctx context.Context) error { return l.submit2(ctx, s) },
+		func(ctx context.Context) error { return l.certificate(ctx, s, token) })
+}
+
+// drive has several clients call each of the submissions until ctx ends, and returns once the last of them has
+// stopped. Answers cut off by the server's death are normal; others are kept in l.strange.
+func (l *ledger) drive(ctx context.Context, clients int, submissions ...func(context.Context) error) {
 	var all sync.WaitGroup
-	for _, submit := range []func(context.Context, *stack) error{
-		l.submit1, l.submit2, func(ctx context.Context, s *stack) error { return l.certificate(ctx, s, token) },
-	} {
+	for _, submit := range submissions {
 		for range clients {
 			all.Go(func() {
 				for ctx.Err() == nil {
-					err := submit(ctx, s)
+					err := submit(ctx)
 					var cut *cutOff
 					switch {
 					case err == nil:
@@ -159,6 +175,7 @@ func (l *ledger) load(ctx context.Context, s *stack, token string, clients int) 
 type cutOff struct{ err error }
 
 func (c *cutOff) Error() string { return "no answer: " + c.err.Error() }
+func (c *cutOff) Unwrap() error { return c.err }
 
 // post sends JSON and decodes the answer into to when the status is want.
 func post(ctx context.Context, url string, body any, want int, to any) error {
@@ -210,32 +227,37 @@ type entry1 struct {
 	} `json:"verification"`
 }
 
-func (l *ledger) submit1(ctx context.Context, s *stack) error {
-	digest, signature, err := l.statement()
+// body1 is a hashedrekord of fresh bytes, and their digest.
+func (l *ledger) body1() (body, digest string, err error) {
+	sum, signature, err := l.statement()
 	if err != nil {
-		return err
+		return "", "", err
 	}
-	body := map[string]any{
+	text, err := json.Marshal(map[string]any{
 		"apiVersion": "0.0.1", "kind": "hashedrekord", "spec": map[string]any{
-			"data":      map[string]any{"hash": map[string]string{"algorithm": "sha256", "value": hex.EncodeToString(digest)}},
+			"data":      map[string]any{"hash": map[string]string{"algorithm": "sha256", "value": hex.EncodeToString(sum)}},
 			"signature": map[string]any{"content": signature, "publicKey": map[string]any{"content": l.keyPEM}},
 		},
-	}
-	text, err := json.Marshal(body)
+	})
+	return string(text), string(sum), err
+}
+
+func (l *ledger) submit1(ctx context.Context, s *stack) error {
+	body, digest, err := l.body1()
 	if err != nil {
 		return err
 	}
 	l.mu.Lock()
-	l.inFlight[string(digest)] = string(text)
+	l.inFlight[digest] = body
 	l.mu.Unlock()
 	var answer map[string]entry1
-	err = post(ctx, s.url+"/api/v1/log/entries", body, http.StatusCreated, &answer)
+	err = post(ctx, s.url+"/api/v1/log/entries", json.RawMessage(body), http.StatusCreated, &answer)
 	var cut *cutOff
-	if errors.As(err, &cut) {
+	if errors.As(err, &cut) && !errors.Is(err, syscall.ECONNREFUSED) {
 		return err
 	}
 	l.mu.Lock()
-	delete(l.inFlight, string(digest))
+	delete(l.inFlight, digest)
 	l.mu.Unlock()
 	if err != nil {
 		return err
@@ -271,11 +293,39 @@ func (l *ledger) check1(e entry1) (ack, error) {
 	return ack{logID: e.LogID, virtual: uint64(e.LogIndex), index: p.LogIndex, leaf: e.Body, size: p.TreeSize, root: root, integrated: e.IntegratedTime}, nil
 }
 
-func (l *ledger) submit2(ctx context.Context, s *stack) error {
+// request2 is a Rekor v2 CreateEntryRequest of fresh bytes.
+func (l *ledger) request2() (any, error) {
 	digest, signature, err := l.statement()
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"hashedRekordRequestV002": map[string]any{
+		"digest": digest,
+		"signature": map[string]any{"content": signature, "verifier": map[string]any{
+			"keyDetails": "PKIX_ECDSA_P256_SHA_256", "publicKey": map[string]any{"rawBytes": l.keyDER},
+		}},
+	}}, nil
+}
+
+func (l *ledger) submit2(ctx context.Context, s *stack) error {
+	request, err := l.request2()
 	if err != nil {
 		return err
 	}
+	var answer json.RawMessage
+	if err := post(ctx, s.url+"/api/v2/log/entries", request, http.StatusCreated, &answer); err != nil {
+		return err
+	}
+	a, err := promise2(answer)
+	if err != nil {
+		return err
+	}
+	l.promised(rekor2, a)
+	return nil
+}
+
+// promise2 reads a TransparencyLogEntry of Rekor v2.
+func promise2(raw []byte) (ack, error) {
 	var answer struct {
 		LogID struct {
 			KeyID []byte `json:"keyId"`
@@ -287,25 +337,18 @@ func (l *ledger) submit2(ctx context.Context, s *stack) error {
 			TreeSize string `json:"treeSize"`
 		} `json:"inclusionProof"`
 	}
-	err = post(ctx, s.url+"/api/v2/log/entries", map[string]any{"hashedRekordRequestV002": map[string]any{
-		"digest": digest,
-		"signature": map[string]any{"content": signature, "verifier": map[string]any{
-			"keyDetails": "PKIX_ECDSA_P256_SHA_256", "publicKey": map[string]any{"rawBytes": l.keyDER},
-		}},
-	}}, http.StatusCreated, &answer)
-	if err != nil {
-		return err
+	if err := json.Unmarshal(raw, &answer); err != nil {
+		return ack{}, fmt.Errorf("%w in %s", err, raw)
 	}
 	index, err := strconv.ParseUint(answer.LogIndex, 10, 64)
 	if err != nil {
-		return fmt.Errorf("logIndex: %w", err)
+		return ack{}, fmt.Errorf("logIndex: %w", err)
 	}
 	size, err := strconv.ParseUint(answer.InclusionProof.TreeSize, 10, 64)
 	if err != nil {
-		return fmt.Errorf("treeSize: %w", err)
+		return ack{}, fmt.Errorf("treeSize: %w", err)
 	}
-	l.promised(rekor2, ack{logID: hex.EncodeToString(answer.LogID.KeyID), index: index, leaf: answer.CanonicalizedBody, size: size, root: answer.InclusionProof.RootHash})
-	return nil
+	return ack{logID: hex.EncodeToString(answer.LogID.KeyID), index: index, leaf: answer.CanonicalizedBody, size: size, root: answer.InclusionProof.RootHash}, nil
 }
 
 // certificate asks for one, and keeps the promise of the SCT embedded in it.

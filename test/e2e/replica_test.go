@@ -40,6 +40,8 @@ type replica struct {
 	roots  [][]byte // by size
 	times  []int64
 	byHash map[string]bool
+
+	checked int // how many of the log's promises
 }
 
 func newReplica(name string, s source) *replica {

@@ -492,7 +492,7 @@ func TestKilledInEveryStepOfACutOver(t *testing.T) {
 
 // TestShardsOfATlogThatRunsAlone orders logs with a tlog's configuration while it is written to.
 func TestShardsOfATlogThatRunsAlone(t *testing.T) {
-	site := newTlogs(t, posix, "")
+	site := newTlogs(t, posix, rootsOf(t))
 	v := site.servers[0]
 	b := newSandbox(t)
 	add := func(artifact string) entry1 {

@@ -1,7 +1,13 @@
 package e2e
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"math/big"
 	"net/http"
 	"os"
 	"os/exec"
@@ -33,14 +39,7 @@ var (
 	}, []string{rekor1, rekor2}, 1}
 	onS3 = backend{"s3", func(t *testing.T, dir string) string {
 		gateway := services.VersityGW(t)
-		write(t, dir+"/access", gateway.AccessKey)
-		write(t, dir+"/secret", gateway.SecretKey)
-		tree := func() string {
-			return fmt.Sprintf("{store: s3, endpoint: %q, bucket: %s, path-style: true, access-key-file: %s/access, secret-key-file: %[3]s/secret, mysql-dsn: %[4]q}",
-				gateway.Endpoint, gateway.Bucket, dir, services.MariaDB(t))
-		}
-		return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: %s}\nrekor2: {key: file:%[2]s/rekor2.pem, tree: %[4]s}\nct: {key: file:%[2]s/ct.pem, roots-file: %[2]s/roots.pem, tree: %[5]s}\n",
-			inPostgres(t), dir, tree(), tree(), tree())
+		return s3Logs(t, dir, inPostgres(t), gateway, gateway.Endpoint, services.MariaDB)
 	}, []string{rekor1, rekor2, ctLog}, 2}
 	trillianServers = backend{"trillian", func(t *testing.T, dir string) string {
 		service := services.Trillian(t, services.Postgres(t))
@@ -54,6 +53,18 @@ var (
 		return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: {store: trillian-embedded, postgres-uri: %q}}\n", inPostgres(t), dir, services.Postgres(t))
 	}, []string{rekor1}, 2}
 )
+
+// s3Logs are all three logs in the gateway's bucket, which is reached at endpoint, each with a new database.
+func s3Logs(t *testing.T, dir, head string, gateway *services.VersityGWServer, endpoint string, database func(testing.TB) string) string {
+	write(t, dir+"/access", gateway.AccessKey)
+	write(t, dir+"/secret", gateway.SecretKey)
+	tree := func() string {
+		return fmt.Sprintf("{store: s3, endpoint: %q, bucket: %s, path-style: true, access-key-file: %s/access, secret-key-file: %[3]s/secret, mysql-dsn: %[4]q}",
+			endpoint, gateway.Bucket, dir, database(t))
+	}
+	return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: %s}\nrekor2: {key: file:%[2]s/rekor2.pem, tree: %[4]s}\nct: {key: file:%[2]s/ct.pem, roots-file: %[2]s/roots.pem, tree: %[5]s}\n",
+		head, dir, tree(), tree(), tree())
+}
 
 // inPostgres puts rows and fence into a database.
 func inPostgres(t *testing.T) string {
@@ -93,6 +104,21 @@ func newTlogs(t *testing.T, b backend, roots string) *tlogs {
 		s.add()
 	}
 	return s
+}
+
+// rootsOf is a certificate, PEM, for a CT log that nothing is submitted to.
+func rootsOf(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
 // add starts another server of the site.
