@@ -118,13 +118,13 @@ type assembler struct {
 	digestAlg    []byte // AlgorithmIdentifier of hash
 	signatureAlg []byte // AlgorithmIdentifier of the signature
 	sid          []byte // IssuerAndSerialNumber
-	certificates []byte // [0] { leaf, issuer, … root }
+	certificates []byte // [0] { leaf, issuer, … } without the root
 	contentType  []byte // attribute
 	signingCert  []byte // attribute
 }
 
 // newAssembler pairs the digest with the key (P-256 with SHA-256 and so on, RSA with SHA-256):
-// openssl and sigstore-js take no other combination for granted. chain has the leaf first.
+// openssl and sigstore-js take no other combination for granted. chain has the leaf first, the root last.
 func newAssembler(chain []*x509.Certificate, accuracy Accuracy) (*assembler, error) {
 	a := &assembler{}
 	var oid string
@@ -165,8 +165,10 @@ func newAssembler(chain []*x509.Certificate, accuracy Accuracy) (*assembler, err
 		}
 	}
 	a.sid = element(tagSequence, leaf.RawIssuer, serial)
+	// Who verifies has the root, or believes nothing. Without it a leaf below the root stands alone and so first,
+	// where cosign 2.4 (timestamp-authority 1.2) takes the signer's certificate from.
 	var raw [][]byte
-	for _, c := range chain {
+	for _, c := range chain[:len(chain)-1] {
 		raw = append(raw, c.Raw)
 	}
 	// CertificateSet is a SET OF, which DER sorts by encoding (X.690, section 11.6); sigstore-python refuses
