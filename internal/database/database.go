@@ -138,7 +138,19 @@ func (db *DB) Exec(query string, args ...any) (sql.Result, error) {
 // Transact commits what do did, or nothing. An error from do or from beginning means that nothing
 // took effect; one from committing may be Unsure. Nothing is tried again.
 func (db *DB) Transact(ctx context.Context, do func(tx *sql.Tx) error) error {
-	tx, err := db.BeginTx(ctx, nil)
+	return transact(ctx, db, do)
+}
+
+// TransactOn is Transact in the session of conn: nothing takes effect once that has ended. Nobody else may use
+// conn meanwhile.
+func TransactOn(ctx context.Context, conn *sql.Conn, do func(tx *sql.Tx) error) error {
+	return transact(ctx, conn, do)
+}
+
+func transact(ctx context.Context, by interface {
+	BeginTx(context.Context, *sql.TxOptions) (*sql.Tx, error)
+}, do func(tx *sql.Tx) error) error {
+	tx, err := by.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("beginning: %w", err)
 	}

@@ -24,3 +24,7 @@ func FailCommits(l *Log, points ...string) {
 // SetPatience shortens how long a submission waits for a queued log that cannot take a step. Call it
 // before there are any.
 func SetPatience(l *Log, d time.Duration) { l.patience = d }
+
+// HookCommits calls hook "beginning", "before" and "after" each commit, which fails with its error. Call it
+// before there are any.
+func HookCommits(l *Log, hook func(when string) error) { l.rows.fault = hook }

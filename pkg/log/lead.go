@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/attestry/attestry/internal/database"
 )
@@ -14,19 +15,27 @@ import (
 // leadership is the right to append to a log, held as an advisory lock of one PostgreSQL session for
 // each key. It ends with the session, so a process that dies or loses its database gives it up. In
 // SQLite one process has the file, and leads.
+//
+// Rows of leaves are written in that session alone. A process that was held up while another took
+// over, for whatever time, cannot write them: its session has ended, or the other does not lead yet.
 type leadership struct {
 	db   *database.DB
 	lock int64
-	conn *sql.Conn // that holds the lock; nil while somebody else may
+
+	mu   sync.Mutex // guards conn, and keeps a statement out of another's transaction
+	conn *sql.Conn  // that holds the lock; nil while somebody else may
 }
 
 func newLeadership(db *database.DB, key KeyID) *leadership {
 	return &leadership{db: db, lock: int64(binary.BigEndian.Uint64(key[:8]))}
 }
 
+// shared tells whether another process may lead.
+func (l *leadership) shared() bool { return l.db.Engine() == database.PostgreSQL }
+
 // try takes the lock if nobody has it.
 func (l *leadership) try(ctx context.Context) (bool, error) {
-	if l.db.Engine() != database.PostgreSQL {
+	if !l.shared() {
 		return true, nil
 	}
 	conn, err := l.db.Conn(ctx)
@@ -34,20 +43,32 @@ func (l *leadership) try(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("asking for the lead: %w", err)
 	}
 	var got bool
-	if err := conn.QueryRowContext(ctx, `SELECT pg_try_advisory_lock($1)`, l.lock).Scan(&got); err != nil || !got {
-		if err != nil {
-			err = fmt.Errorf("asking for the lead: %w", err)
-		}
-		return false, errors.Join(err, conn.Close())
+	if err := conn.QueryRowContext(ctx, `SELECT pg_try_advisory_lock($1)`, l.lock).Scan(&got); err != nil {
+		end(conn) // it may have the lock
+		return false, fmt.Errorf("asking for the lead: %w", err)
 	}
+	if !got {
+		return false, conn.Close()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.conn = conn
 	return true, nil
 }
 
 // check returns errFollow when the session that holds the lock is gone.
 func (l *leadership) check(ctx context.Context) error {
+	if !l.shared() {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.checkLocked(ctx)
+}
+
+func (l *leadership) checkLocked(ctx context.Context) error {
 	if l.conn == nil {
-		return nil // SQLite
+		return errFollow
 	}
 	if _, err := l.conn.ExecContext(ctx, `SELECT 1`); err != nil {
 		if ctx.Err() != nil {
@@ -58,13 +79,36 @@ func (l *leadership) check(ctx context.Context) error {
 	return nil
 }
 
+// transact commits what do did only as long as this process leads: errFollow otherwise.
+func (l *leadership) transact(ctx context.Context, do func(tx *sql.Tx) error) error {
+	if !l.shared() {
+		return l.db.Transact(ctx, do)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn == nil {
+		return errFollow
+	}
+	err := database.TransactOn(ctx, l.conn, do)
+	if err != nil && ctx.Err() == nil {
+		err = errors.Join(err, l.checkLocked(ctx))
+	}
+	return err
+}
+
 // release ends the session and the lock with it.
 func (l *leadership) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.conn == nil {
 		return
 	}
-	// driver.ErrBadConn makes the pool drop the session; given back, it would keep the lock.
-	_ = l.conn.Raw(func(any) error { return driver.ErrBadConn })
-	_ = l.conn.Close()
+	end(l.conn)
 	l.conn = nil
+}
+
+// end ends a session: given back to the pool, it would keep its locks.
+func end(conn *sql.Conn) {
+	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+	_ = conn.Close()
 }

@@ -187,6 +187,9 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		inFlight: map[[32]byte]*pending{}, grown: make(chan struct{}),
 		idle: make(chan struct{}, 1), poked: make(chan struct{}, 1), patience: patience,
 	}
+	if opts.Queued {
+		rows.lead = newLeadership(rows.db, key.id)
+	}
 	if opts.Frozen != nil {
 		if err := l.checkFinal(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("opening log %s: %w", opts.Label, err), rows.close())

@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -297,17 +298,15 @@ var errInjected = errors.New("injected fault")
 // faultyTree fails its next append, before or after it takes effect.
 type faultyTree struct {
 	log.TileTree
-	before, after bool
+	before, after atomic.Bool
 }
 
 func (f *faultyTree) Append(ctx context.Context, batch []log.Submission) ([]uint64, error) {
-	if f.before {
-		f.before = false
+	if f.before.CompareAndSwap(true, false) {
 		return nil, errInjected
 	}
 	indexes, err := f.TileTree.Append(ctx, batch)
-	if f.after {
-		f.after = false
+	if f.after.CompareAndSwap(true, false) {
 		return nil, errInjected
 	}
 	return indexes, err
@@ -352,8 +351,8 @@ var kinds = map[string]log.Kind{"rekor1": log.Rekor1, "rekor2": log.Rekor2, "ct"
 func TestAFaultAtAnyStepLosesNothingAndForksNothing(t *testing.T) {
 	ways(t, func(t *testing.T, way func(h *house) *house) {
 		faults := map[string]func(h *house){
-			"the add fails and nothing was stored":                func(h *house) { h.tree.before = true },
-			"the add fails but everything was stored":             func(h *house) { h.tree.after = true },
+			"the add fails and nothing was stored":                func(h *house) { h.tree.before.Store(true) },
+			"the add fails but everything was stored":             func(h *house) { h.tree.after.Store(true) },
 			"the fence fails and did not move":                    func(h *house) { h.fence.before = 1 },
 			"the fence fails but moved":                           func(h *house) { h.fence.after = 1 },
 			"the fence fails, moved, and cannot be read":          func(h *house) { h.fence.after, h.fence.readsFail = 1, 2 },
@@ -363,7 +362,7 @@ func TestAFaultAtAnyStepLosesNothingAndForksNothing(t *testing.T) {
 			"the reservation fails but is stored":                 func(h *house) { h.failRows("after reserving") },
 			"the rows fail and are not stored":                    func(h *house) { h.failRows("before completing") },
 			"the rows fail but are stored":                        func(h *house) { h.failRows("after completing") },
-			"add stored, then rows, then truncation fail":         func(h *house) { h.tree.after = true; h.failRows("before completing", "after truncating") },
+			"add stored, then rows, then truncation fail":         func(h *house) { h.tree.after.Store(true); h.failRows("before completing", "after truncating") },
 			"rows stored, then the fence fails and is unreadable": func(h *house) { h.failRows("after completing"); h.fence.before, h.fence.readsFail = 1, 1 },
 		}
 		for kindName, kind := range kinds {
@@ -401,7 +400,7 @@ func TestAProcessThatEndsAtAFaultStartsAgain(t *testing.T) {
 		for kindName, kind := range kinds {
 			for name, inject := range map[string]func(h *house){
 				"after the reservation":             func(h *house) { h.failRows("after reserving"); h.fence.readsFail = 1 << 30 },
-				"after the leaves":                  func(h *house) { h.tree.after = true; h.fence.readsFail = 1 << 30 },
+				"after the leaves":                  func(h *house) { h.tree.after.Store(true); h.fence.readsFail = 1 << 30 },
 				"after the rows":                    func(h *house) { h.failRows("after completing"); h.fence.readsFail = 1 << 30 },
 				"after the fence, before an answer": func(h *house) { h.fence.after, h.fence.readsFail = 1, 1<<30 },
 			} {

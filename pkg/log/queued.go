@@ -177,7 +177,7 @@ func (l *Log) listen(ctx context.Context) {
 
 // hold leads when nobody else does, and follows otherwise.
 func (l *Log) hold(ctx context.Context) {
-	lead := newLeadership(l.rows.db, l.key.id)
+	lead := l.rows.lead
 	others := false // somebody else was seen to lead
 	var pause time.Duration
 	for ctx.Err() == nil {
@@ -283,14 +283,14 @@ func (l *Log) term(ctx context.Context, lead *leadership, takeover bool) error {
 			return nil
 		case err = <-failed:
 		case a := <-results:
-			err = l.sealAppended(ctx, lead, s, a)
+			err = l.sealAppended(ctx, s, a)
 		case <-poll.C:
 			if s.takenCount() > 0 {
-				err = l.sealGrowth(ctx, lead, s)
+				err = l.sealGrowth(ctx, s)
 			}
 		case <-idle.C: // what a leader before this one has queued, and the lock
 			if err = lead.check(ctx); err == nil {
-				err = l.sealGrowth(ctx, lead, s)
+				err = l.sealGrowth(ctx, s)
 			}
 		}
 		if err != nil {
@@ -473,7 +473,7 @@ func (s *sequencer) next(ctx context.Context) ([]queued, error) {
 }
 
 // sealAppended seals a batch whose indexes are known.
-func (l *Log) sealAppended(ctx context.Context, lead *leadership, s *sequencer, a appended) error {
+func (l *Log) sealAppended(ctx context.Context, s *sequencer, a appended) error {
 	if a.indexes == nil {
 		return nil // sealGrowth meets it
 	}
@@ -487,14 +487,14 @@ func (l *Log) sealAppended(ctx context.Context, lead *leadership, s *sequencer, 
 		rows[n], hashes[n] = l.newRow(a.batch[i].sub, a.indexes[i])
 		if want := l.extent.End() + uint64(n); a.indexes[i] != want {
 			// Leaves of somebody else are between: read them all back.
-			return l.sealGrowth(ctx, lead, s)
+			return l.sealGrowth(ctx, s)
 		}
 	}
-	return l.sealLed(ctx, lead, s, rows, hashes)
+	return l.sealLed(ctx, s, rows, hashes)
 }
 
 // sealGrowth seals what the tree has integrated since the last seal, by reading it back.
-func (l *Log) sealGrowth(ctx context.Context, lead *leadership, s *sequencer) error {
+func (l *Log) sealGrowth(ctx context.Context, s *sequencer) error {
 	for {
 		size, err := l.opts.Tree.Size(ctx)
 		if err != nil {
@@ -533,17 +533,14 @@ func (l *Log) sealGrowth(ctx context.Context, lead *leadership, s *sequencer) er
 			}
 			hashes[i] = leaf.leafHash[:]
 		}
-		if err := l.sealLed(ctx, lead, s, rows, hashes); err != nil {
+		if err := l.sealLed(ctx, s, rows, hashes); err != nil {
 			return err
 		}
 	}
 }
 
 // sealLed takes leaves through steps 4 to 7 while this process leads.
-func (l *Log) sealLed(ctx context.Context, lead *leadership, s *sequencer, rows []row, hashes [][]byte) error {
-	if err := lead.check(ctx); err != nil {
-		return err
-	}
+func (l *Log) sealLed(ctx context.Context, s *sequencer, rows []row, hashes [][]byte) error {
 	if err := l.sealRows(ctx, rows, hashes); err != nil {
 		return err
 	}

@@ -68,6 +68,7 @@ type site struct {
 	uri      string
 	tree     func(ctx context.Context) (logtest.OpenTree, error)
 	slow     bool
+	change   func(*log.Options) // of a replica that opens; nil for nothing
 	replicas []*house
 }
 
@@ -110,6 +111,9 @@ func (s *site) open() *house {
 	}
 	h.change = func(o *log.Options) {
 		o.Tree, o.Fence, o.Logger = tree, fence, slog.New(slog.NewTextHandler(s.t.Output(), nil))
+		if s.change != nil {
+			s.change(o)
+		}
 	}
 	if h.log, err = log.Open(ctx, h.options()); err != nil {
 		s.t.Fatal(err)

@@ -21,8 +21,9 @@ import (
 // for trees that are fed from the database; see queued.go.
 type rows struct {
 	db                      *database.DB
-	owned                   bool // close closes db
-	queued                  bool // the tree is fed from the queue
+	owned                   bool        // close closes db
+	queued                  bool        // the tree is fed from the queue
+	lead                    *leadership // of a queued log: who has it writes the rows of leaves; else nil
 	lookup, byHash, counted *sql.Stmt
 
 	fault func(when string) error // makes commits fail in tests; nil otherwise
@@ -256,7 +257,7 @@ func (r *rows) reserve(ctx context.Context, batch []row) error {
 			}
 			values[i] = []any{batch[i].identity[:], row.integrated, keys}
 		}
-		if err := insert(ctx, tx, `INSERT INTO leaves (identity, integrated, keys) VALUES `, values,
+		if _, err := insert(ctx, tx, `INSERT INTO leaves (identity, integrated, keys) VALUES `, values,
 			` ON CONFLICT (identity) DO UPDATE SET integrated = excluded.integrated, keys = excluded.keys WHERE leaves.idx IS NULL`); err != nil {
 			return err
 		}
@@ -266,12 +267,15 @@ func (r *rows) reserve(ctx context.Context, batch []row) error {
 
 // complete gives rows their index and time in one commit, moves next to the last index + 1, and takes what has
 // become a leaf out of the queue, whose keys it keeps. A reservation keeps its keys too; an identity that already has an index
-// keeps its first.
+// keeps its first, and batch has that index and time afterwards: what is answered is what is stored.
 func (r *rows) complete(ctx context.Context, batch []row) error {
 	if len(batch) == 0 {
 		return nil
 	}
-	return r.commit(ctx, "completing", func(tx *sql.Tx) error {
+	next := batch[len(batch)-1].index + 1
+	var known map[[32]byte]row
+	if err := r.commitLed(ctx, "completing", func(tx *sql.Tx) error {
+		known = nil
 		values := make([][]any, 0, len(batch))
 		seen := make(map[[32]byte]bool, len(batch)) // a tree of another maker may hold twins
 		for i := range batch {
@@ -285,19 +289,41 @@ func (r *rows) complete(ctx context.Context, batch []row) error {
 			}
 			values = append(values, []any{batch[i].identity[:], batch[i].index, batch[i].integrated, null(batch[i].leafHash), keys})
 		}
-		if err := insert(ctx, tx, `INSERT INTO leaves (identity, idx, integrated, leaf_hash, keys) VALUES `, values,
+		written, err := insert(ctx, tx, `INSERT INTO leaves (identity, idx, integrated, leaf_hash, keys) VALUES `, values,
 			` ON CONFLICT (identity) DO UPDATE SET idx = excluded.idx, integrated = excluded.integrated, leaf_hash = excluded.leaf_hash,
-				keys = COALESCE(excluded.keys, leaves.keys) WHERE leaves.idx IS NULL`); err != nil {
+				keys = COALESCE(excluded.keys, leaves.keys) WHERE leaves.idx IS NULL`)
+		if err != nil {
 			return err
+		}
+		if written < int64(len(batch)) { // twins
+			if known, err = findAll(ctx, tx, identitiesOf(batch)); err != nil {
+				return err
+			}
 		}
 		if r.queued {
 			if err := dequeue(ctx, tx, batch); err != nil {
 				return err
 			}
 		}
-		_, err := tx.ExecContext(ctx, `UPDATE state SET next = $1 WHERE id = 1`, batch[len(batch)-1].index+1)
+		_, err = tx.ExecContext(ctx, `UPDATE state SET next = $1 WHERE id = 1`, next)
 		return err
-	})
+	}); err != nil {
+		return err
+	}
+	for i := range batch {
+		if first, ok := known[batch[i].identity]; ok {
+			batch[i].index, batch[i].integrated = first.index, first.integrated
+		}
+	}
+	return nil
+}
+
+func identitiesOf(batch []row) [][32]byte {
+	identities := make([][32]byte, len(batch))
+	for i := range batch {
+		identities[i] = batch[i].identity
+	}
+	return identities
 }
 
 func insertExtras(ctx context.Context, tx *sql.Tx, batch []row) error {
@@ -308,9 +334,10 @@ func insertExtras(ctx context.Context, tx *sql.Tx, batch []row) error {
 		}
 	}
 	// A second submission of one identity may come with another chain: the one that is not yet in the tree counts.
-	return insert(ctx, tx, `INSERT INTO extras (identity, extra) VALUES `, values,
+	_, err := insert(ctx, tx, `INSERT INTO extras (identity, extra) VALUES `, values,
 		` ON CONFLICT (identity) DO UPDATE SET extra = excluded.extra
 			WHERE NOT EXISTS (SELECT 1 FROM leaves WHERE leaves.identity = extras.identity AND leaves.idx IS NOT NULL)`)
+	return err
 }
 
 // hasExtra tells whether extra data is kept for an identity.
@@ -333,7 +360,7 @@ func (r *rows) reservation(ctx context.Context, identity [32]byte) (receivedUnix
 
 // truncate drops reservations and the rows at or past size, which nobody was told of.
 func (r *rows) truncate(ctx context.Context, size uint64) error {
-	return r.commit(ctx, "truncating", func(tx *sql.Tx) error {
+	return r.commitLed(ctx, "truncating", func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM leaves WHERE idx IS NULL OR idx >= $1`, size); err != nil {
 			return err
 		}
@@ -344,7 +371,24 @@ func (r *rows) truncate(ctx context.Context, size uint64) error {
 
 // commit runs f in a transaction. An error from f means that nothing took effect.
 func (r *rows) commit(ctx context.Context, doing string, f func(*sql.Tx) error) error {
-	err := r.db.Transact(ctx, func(tx *sql.Tx) error {
+	return r.commitBy(ctx, r.db.Transact, doing, f)
+}
+
+// commitLed is commit for what only the process that leads may write, errFollow when another one does.
+func (r *rows) commitLed(ctx context.Context, doing string, f func(*sql.Tx) error) error {
+	if r.lead == nil {
+		return r.commit(ctx, doing, f)
+	}
+	return r.commitBy(ctx, r.lead.transact, doing, f)
+}
+
+func (r *rows) commitBy(ctx context.Context, transact func(context.Context, func(*sql.Tx) error) error, doing string, f func(*sql.Tx) error) error {
+	if r.fault != nil {
+		if err := r.fault("beginning " + doing); err != nil {
+			return err
+		}
+	}
+	err := transact(ctx, func(tx *sql.Tx) error {
 		if err := f(tx); err != nil {
 			return err
 		}
@@ -367,8 +411,9 @@ func (r *rows) commit(ctx context.Context, doing string, f func(*sql.Tx) error) 
 // statement is a round trip.
 const rowsPerStatement = 32
 
-// insert runs statements of up to rowsPerStatement rows each: before, the values, after.
-func insert(ctx context.Context, tx *sql.Tx, before string, values [][]any, after string) error {
+// insert runs statements of up to rowsPerStatement rows each: before, the values, after. It returns how many rows were
+// inserted or updated.
+func insert(ctx context.Context, tx *sql.Tx, before string, values [][]any, after string) (written int64, err error) {
 	var full *sql.Stmt
 	for len(values) > 0 {
 		chunk := values[:min(len(values), rowsPerStatement)]
@@ -377,29 +422,28 @@ func insert(ctx context.Context, tx *sql.Tx, before string, values [][]any, afte
 		for _, v := range chunk {
 			args = append(args, v...)
 		}
+		if full == nil && len(values) >= rowsPerStatement {
+			if full, err = tx.PrepareContext(ctx, before+placeholders(len(chunk), len(chunk[0]), 0)+after); err != nil {
+				return written, err
+			}
+			defer full.Close()
+		}
+		var result sql.Result
 		if full != nil && len(chunk) == rowsPerStatement {
-			if _, err := full.ExecContext(ctx, args...); err != nil {
-				return err
-			}
-			continue
+			result, err = full.ExecContext(ctx, args...)
+		} else {
+			result, err = tx.ExecContext(ctx, before+placeholders(len(chunk), len(chunk[0]), 0)+after, args...)
 		}
-		statement := before + placeholders(len(chunk), len(chunk[0]), 0) + after
-		if len(chunk) < rowsPerStatement || len(values) < rowsPerStatement {
-			if _, err := tx.ExecContext(ctx, statement, args...); err != nil {
-				return err
-			}
-			continue
+		if err != nil {
+			return written, err
 		}
-		var err error
-		if full, err = tx.PrepareContext(ctx, statement); err != nil {
-			return err
+		n, err := result.RowsAffected()
+		if err != nil {
+			return written, err
 		}
-		defer full.Close()
-		if _, err := full.ExecContext(ctx, args...); err != nil {
-			return err
-		}
+		written += n
 	}
-	return nil
+	return written, nil
 }
 
 // placeholders returns "($1,$2),($3,$4)" for rows of columns, counted from after+1.
