@@ -86,14 +86,22 @@ func newFencedKey(kind Kind, origin, name string, key crypto.Signer, fence Fence
 	return k, nil
 }
 
-// load reads the key's record from the fence.
+// load reads the key's record from the fence. A record behind one that this process has seen halts the log: the fence was
+// restored, or its database went over to a standby that lacks its last commits, and what was signed since is in no record.
 func (k *fencedKey) load(ctx context.Context) (Record, error) {
 	record, err := k.fence.Last(ctx, k.id)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if errors.Is(err, ErrNoRecord) && k.last != (Record{}) {
+		err = nil // the zero record is behind every other
+	}
 	if err != nil {
 		return Record{}, err
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	if record.Size < k.last.Size || record.Promised < k.last.Promised || record.Size == k.last.Size && record.Root != k.last.Root && k.last != (Record{}) {
+		return Record{}, &haltError{fmt.Errorf("the fence went back: it holds size %d root %x, and held size %d root %x before; "+
+			"bring back the newer one, with the rows that belong to it", record.Size, record.Root, k.last.Size, k.last.Root)}
+	}
 	k.last = record
 	return record, nil
 }

@@ -23,6 +23,11 @@ func (l *Log) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if size < record.Size { // it may have grown between the two readings, by another's hand
+		if size, err = l.opts.Tree.Size(ctx); err != nil {
+			return fmt.Errorf("reading the tree's size: %w", err)
+		}
+	}
 	if size < record.Size {
 		return behindFence(size, record)
 	}

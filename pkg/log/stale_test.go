@@ -1,7 +1,9 @@
 package log_test
 
 import (
+	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -82,4 +84,90 @@ func TestALeaderThatWasPausedWritesNoRows(t *testing.T) {
 	s.replicas = append(s.replicas, third)
 	third.addUntilAnswered("at last")
 	s.verify()
+}
+
+// A leader that was paused in its very append adds what another has added meanwhile, to a tree that does not
+// drop twins. The second leaf is never answered, and the log stays readable to its end.
+func TestATwinInTheTreeIsReadableAndNeverAnswered(t *testing.T) {
+	for kindName, kind := range kinds {
+		t.Run(kindName, func(t *testing.T) {
+			h := newHouse(t, kind)
+			h.queued = true
+			h.mustOpen()
+			h.addUntilAnswered("keyed once")
+			first := h.acked["keyed once"]
+			if _, err := h.tiles.Append(t.Context(), []log.Submission{h.submission("keyed once"), h.submission("other")}); err != nil {
+				t.Fatal(err)
+			}
+			h.addUntilAnswered("after")
+			cp := h.log.Checkpoint()
+			if cp.Size != 4 {
+				t.Fatalf("the tree has %d leaves, want 4", cp.Size)
+			}
+			leaves, err := h.log.Leaves(t.Context(), 0, 10)
+			if err != nil || len(leaves) != 4 {
+				t.Fatalf("%d leaves, %v", len(leaves), err)
+			}
+			if leaves[1].IntegratedUnix != first.IntegratedUnix {
+				t.Errorf("the twin was integrated at %d, its first leaf at %d", leaves[1].IntegratedUnix, first.IntegratedUnix)
+			}
+			h.addUntilAnswered("keyed once") // add compares with what was answered
+			again, err := h.log.Add(t.Context(), h.submission("keyed once"))
+			if err != nil || !again.Duplicate || again.Index != 0 {
+				t.Errorf("a duplicate got %+v, %v", again, err)
+			}
+			h.close()
+			h.mustOpen()
+			h.addUntilAnswered("keyed once")
+		})
+	}
+}
+
+// olderFence answers with a record of the past, as a standby does that was promoted without its last commits.
+type olderFence struct {
+	log.Fence
+	mu     sync.Mutex
+	record *log.Record
+}
+
+func (f *olderFence) Last(ctx context.Context, key log.KeyID) (log.Record, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.record != nil {
+		return *f.record, nil
+	}
+	return f.Fence.Last(ctx, key)
+}
+
+func TestAFenceThatGoesBackHaltsTheLog(t *testing.T) {
+	ways(t, func(t *testing.T, way func(h *house) *house) {
+		h := way(newHouse(t, log.Rekor1))
+		fence := &olderFence{}
+		h.change = func(o *log.Options) { fence.Fence, o.Fence = o.Fence, fence }
+		h.mustOpen()
+		h.addUntilAnswered("one")
+		older := log.Record{Size: 1, Root: h.log.Checkpoint().Root, Promised: 1}
+		h.addUntilAnswered("two")
+		size := h.log.Checkpoint().Size
+		fence.mu.Lock()
+		fence.record = &older
+		fence.mu.Unlock()
+		h.failRows("before completing")
+		deadline := time.Now().Add(20 * time.Second)
+		for {
+			err := h.add("three")
+			if err == nil {
+				t.Fatal("an entry was answered though the fence went back")
+			}
+			if strings.Contains(err.Error(), "the fence went back") {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("the log does not halt: %v", err)
+			}
+		}
+		if now := h.log.Checkpoint().Size; now != size {
+			t.Errorf("the checkpoint went from size %d to %d", size, now)
+		}
+	})
 }
