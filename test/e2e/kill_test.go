@@ -16,13 +16,14 @@ type audit struct {
 	s        *stack
 	l        *ledger
 	fresh    func() []*replica // that have read nothing yet
+	fsck     func()            // derives the logs from what is stored and fails the test when that is not what they say
 	replicas []*replica
 	lag      time.Duration // how long a log may take to show what another server acknowledged
 }
 
 func newAudit(t *testing.T, s *stack) *audit {
 	t.Helper()
-	a := &audit{t: t, s: s, l: newLedger(t, s)}
+	a := &audit{t: t, s: s, l: newLedger(t, s), fsck: s.fsck}
 	a.fresh = func() []*replica {
 		return []*replica{
 			newReplica(rekor1, rekor1Source{a.s.url, a.l}),
@@ -64,11 +65,12 @@ func (a *audit) check() {
 	}
 }
 
-// replay reads all logs again from the first leaf and checks every promise there ever was.
+// replay reads all logs again from the first leaf, checks every promise there ever was, and what is stored.
 func (a *audit) replay() {
 	a.t.Helper()
 	a.replicas = a.fresh()
 	a.check()
+	a.fsck()
 }
 
 // resubmit sends the v1 entries again whose answers were lost; each is taken or known already.

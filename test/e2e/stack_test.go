@@ -148,6 +148,18 @@ func (s *stack) kill() {
 	s.cmd = nil
 }
 
+// fsck has `attestry log fsck` read all logs, whether the stack runs or not.
+func (s *stack) fsck() {
+	s.t.Helper()
+	args := []string{"log", "fsck", "--dir", s.dir}
+	if i := slices.Index(s.args, "--fence"); i >= 0 {
+		args = append(args, s.args[i:i+2]...)
+	}
+	if out, err := exec.Command(attestry, args...).CombinedOutput(); err != nil {
+		s.t.Errorf("attestry log fsck: %v\n%s", err, out)
+	}
+}
+
 // client returns the path of one of the files for clients.
 func (s *stack) client(name string) string { return filepath.Join(s.files, name) }
 

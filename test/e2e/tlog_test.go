@@ -194,6 +194,14 @@ func (v *role) start() {
 	})
 }
 
+// fsck has a second tlog check the logs of this one, which may run.
+func (v *role) fsck() {
+	v.t.Helper()
+	if out, err := exec.Command(v.exe, "-config", v.config, "-fsck").CombinedOutput(); err != nil {
+		v.t.Errorf("tlog -fsck: %v\n%s", err, out)
+	}
+}
+
 // kill ends the server as a crash does.
 func (v *role) kill() {
 	if v.cmd == nil {
