@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -14,6 +15,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"os"
@@ -56,6 +58,7 @@ type ledger struct {
 	keys     map[string]*ecdsa.PublicKey // by log ID, hex
 	acks     map[string][]ack
 	inFlight map[string]string // v1 bodies whose answer did not arrive, by digest
+	refused  map[string]int    // submissions answered with 503
 	strange  []error           // answers that are neither a promise nor a refusal
 }
 
@@ -71,7 +74,7 @@ func newLedger(t *testing.T, s *stack) *ledger {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &ledger{key: key, keyPEM: []byte(publicPEM(t, key)), trusted: s.client("trusted_root.json"), keys: map[string]*ecdsa.PublicKey{}, acks: map[string][]ack{}, inFlight: map[string]string{}}
+	l := &ledger{key: key, keyPEM: []byte(publicPEM(t, key)), trusted: s.client("trusted_root.json"), keys: map[string]*ecdsa.PublicKey{}, acks: map[string][]ack{}, inFlight: map[string]string{}, refused: map[string]int{}}
 	der, _ := pem.Decode(l.keyPEM)
 	l.keyDER = der.Bytes
 	return l
@@ -117,6 +120,23 @@ func (l *ledger) promised(log string, a ack) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.acks[log] = append(l.acks[log], a)
+}
+
+// refusing notes a 503 and returns err.
+func (l *ledger) refusing(log string, err error) error {
+	if errors.Is(err, errUnavailable) {
+		l.mu.Lock()
+		l.refused[log]++
+		l.mu.Unlock()
+	}
+	return err
+}
+
+// refusals returns how often a log answered with 503.
+func (l *ledger) refusals(log string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.refused[log]
 }
 
 // kept returns what answers were strange, and all promises until now.
@@ -183,20 +203,33 @@ func post(ctx context.Context, url string, body any, want int, to any) error {
 	if err != nil {
 		return err
 	}
-	status, answer, err := call(ctx, http.MethodPost, url, "application/json", string(text))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(text))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return &cutOff{err}
 	}
-	switch status {
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return &cutOff{err}
+	}
+	switch resp.StatusCode {
 	case want:
-		if err := json.Unmarshal([]byte(answer), to); err != nil {
+		if err := json.Unmarshal(answer, to); err != nil {
 			return fmt.Errorf("POST %s: %w in %s", url, err, answer)
 		}
 		return nil
 	case http.StatusServiceUnavailable:
+		if resp.Header.Get("Retry-After") == "" {
+			return fmt.Errorf("POST %s: 503 without Retry-After: %s", url, answer)
+		}
 		return fmt.Errorf("POST %s: %w: %s", url, errUnavailable, answer)
 	default:
-		return fmt.Errorf("POST %s: %d, want %d: %s", url, status, want, answer)
+		return fmt.Errorf("POST %s: %d, want %d: %s", url, resp.StatusCode, want, answer)
 	}
 }
 
@@ -260,7 +293,7 @@ func (l *ledger) submit1(ctx context.Context, s *stack) error {
 	delete(l.inFlight, digest)
 	l.mu.Unlock()
 	if err != nil {
-		return err
+		return l.refusing(rekor1, err)
 	}
 	for _, e := range answer {
 		a, err := l.check1(e)
@@ -314,7 +347,7 @@ func (l *ledger) submit2(ctx context.Context, s *stack) error {
 	}
 	var answer json.RawMessage
 	if err := post(ctx, s.url+"/api/v2/log/entries", request, http.StatusCreated, &answer); err != nil {
-		return err
+		return l.refusing(rekor2, err)
 	}
 	a, err := promise2(answer)
 	if err != nil {
@@ -373,7 +406,7 @@ func (l *ledger) certificate(ctx context.Context, s *stack, token string) error 
 		"certificateSigningRequest": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}),
 	}, http.StatusOK, &answer)
 	if err != nil {
-		return err
+		return l.refusing(ctLog, err)
 	}
 	a, err := sctPromise(answer.Embedded.Chain.Certificates)
 	if err != nil {
