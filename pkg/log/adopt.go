@@ -20,7 +20,7 @@ func Adopt(ctx context.Context, opts Options, size uint64) (Record, error) {
 	}
 	switch record, err := key.load(ctx); {
 	case err == nil:
-		return Record{}, known(ctx, opts.Tree, key.id, record)
+		return Record{}, known(ctx, opts, key.id, record)
 	case !errors.Is(err, ErrNoRecord):
 		return Record{}, err
 	}
@@ -40,28 +40,17 @@ func Adopt(ctx context.Context, opts Options, size uint64) (Record, error) {
 		return Record{}, errors.Join(err, fmt.Errorf("%s knows the times of %d entries, the tree holds %d", rows, next, size))
 	}
 	l := &Log{opts: opts, key: key, rows: rows, tiles: newTileCache()}
-	extent := hashing.NewEmptyRange(0)
-	if err := l.hashLeaves(ctx, extent, size); err != nil {
-		return Record{}, err
-	}
-	want, err := rootOf(extent)
+	root, err := l.derive(ctx, size)
 	if err != nil {
 		return Record{}, err
-	}
-	root, err := newView(opts.Tree, l.tiles, size).root(ctx)
-	if err != nil {
-		return Record{}, err
-	}
-	if root != want {
-		return Record{}, fmt.Errorf("the tiles have root %x, the leaves %x: the tree is damaged", root, want)
 	}
 	record := Record{Size: size, Root: root, Promised: size}
 	return record, key.advance(ctx, record)
 }
 
 // known says why a key that the fence knows cannot be adopted, and what is lost if its tree is behind.
-func known(ctx context.Context, tree Tree, key KeyID, record Record) error {
-	have, err := tree.Size(ctx)
+func known(ctx context.Context, opts Options, key KeyID, record Record) error {
+	have, err := opts.Tree.Size(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the tree's size: %w", err)
 	}
@@ -69,8 +58,8 @@ func known(ctx context.Context, tree Tree, key KeyID, record Record) error {
 		return fmt.Errorf("the fence knows key %s: it has signed a tree of size %d", key, record.Size)
 	}
 	return fmt.Errorf("the tree holds %d entries and the fence knows that key %s has signed %d: entries %d to %d are lost with this tree. "+
-		"Their indexes were given away, so that this key must never sign again: bring the entries back, or keep the tree for reading alone and begin a log with a new key",
-		have, key, record.Size, have, record.Size-1)
+		"Their indexes were given away, so that this key must never sign them again: bring the entries back, or end the log here, for reading alone: %s",
+		have, key, record.Size, have, record.Size-1, adoptCommand(opts.Label, have, record))
 }
 
 // hashLeaves appends the leaves from the range's end to size.

@@ -409,7 +409,12 @@ func (l *Log) signTree(ctx context.Context, v *view) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.opts.Cosigner != nil && l.opts.Kind != Rekor1 && v.size > 0 {
+	switch cosigned := l.opts.Cosigner != nil && l.opts.Kind != Rekor1 && v.size > 0; {
+	case cosigned && l.key.isPinned(): // witnesses have seen larger trees and cosign this one no more
+		if len(l.opts.FrozenNote) > 0 {
+			note = l.opts.FrozenNote
+		}
+	case cosigned:
 		if l.opts.WitnessKey != nil {
 			text := note[:bytes.Index(note, []byte("\n\n"))+1]
 			line, err := ed25519Line(text, l.opts.Name, l.opts.WitnessKey)

@@ -86,7 +86,11 @@ func (l *Log) checkFinal(ctx context.Context) error {
 		return fmt.Errorf("reading the tree's size: %w", err)
 	}
 	if size != final.Size {
-		return fmt.Errorf("the log was frozen with %d entries and its tree has %d", final.Size, size)
+		err := fmt.Errorf("the log was frozen with %d entries and its tree has %d", final.Size, size)
+		if held, loadErr := l.key.load(ctx); loadErr == nil && size < held.Size {
+			return fmt.Errorf("%w: %w", err, behindFence(l.opts.Label, size, held))
+		}
+		return err
 	}
 	root, err := newView(l.opts.Tree, l.tiles, size).root(ctx)
 	if err != nil {
@@ -94,6 +98,12 @@ func (l *Log) checkFinal(ctx context.Context) error {
 	}
 	if root != final.Root {
 		return fmt.Errorf("the log was frozen at size %d with root %x, its tree has root %x", size, final.Root, root)
+	}
+	if l.opts.lost() {
+		if err := l.key.pin(ctx, *final, l.opts.FrozenNote); err != nil {
+			return err
+		}
+		l.opts.Logger.Warn("entries of this log are lost; it is served for reading and takes none", "size", final.Size, "promised", final.Promised)
 	}
 	l.frozen = true
 	return nil

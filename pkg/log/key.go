@@ -48,8 +48,9 @@ type fencedKey struct {
 	fence  Fence
 	shared bool // other processes sign with this key too: a fence that moved is no reason to halt
 
-	mu   sync.Mutex // guards last
-	last Record     // what the fence held when it was read or advanced
+	mu     sync.Mutex // guards what follows
+	last   Record     // what the fence held when it was read or advanced, or what the key is pinned to
+	pinned bool       // the key signs the tree in last and no other, see pin
 
 	heads  sync.Mutex // guards head and headAt, held while a head is signed: who waits gets the same one
 	head   TreeHead   // CT only, the newest that was signed; zero before the first
@@ -88,6 +89,7 @@ func newFencedKey(kind Kind, origin, name string, key crypto.Signer, fence Fence
 
 // load reads the key's record from the fence. A record behind one that this process has seen halts the log: the fence was
 // restored, or its database went over to a standby that lacks its last commits, and what was signed since is in no record.
+// A pinned key keeps the one that it has.
 func (k *fencedKey) load(ctx context.Context) (Record, error) {
 	record, err := k.fence.Last(ctx, k.id)
 	k.mu.Lock()
@@ -97,6 +99,9 @@ func (k *fencedKey) load(ctx context.Context) (Record, error) {
 	}
 	if err != nil {
 		return Record{}, err
+	}
+	if k.pinned {
+		return k.last, nil
 	}
 	if record.Size < k.last.Size || record.Promised < k.last.Promised || record.Size == k.last.Size && record.Root != k.last.Root && k.last != (Record{}) {
 		return Record{}, &haltError{fmt.Errorf("the fence went back: it holds size %d root %x, and held size %d root %x before; "+
@@ -114,6 +119,12 @@ func (k *fencedKey) advance(ctx context.Context, next Record) error {
 	if next.Size < k.last.Size || next.Promised < k.last.Promised || next.Promised < next.Size ||
 		next.Size == k.last.Size && k.last != (Record{}) && next.Root != k.last.Root {
 		return &haltError{fmt.Errorf("refusing to move the fence from size %d root %x to size %d root %x", k.last.Size, k.last.Root, next.Size, next.Root)}
+	}
+	if k.pinned {
+		if next != k.last {
+			return &haltError{fmt.Errorf("refusing to sign a tree of size %d: what follows size %d is lost", next.Size, k.last.Size)}
+		}
+		return nil
 	}
 	err := k.fence.Advance(ctx, k.id, k.last, next)
 	if errors.Is(err, ErrStale) {
@@ -136,6 +147,12 @@ func (k *fencedKey) record() Record {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.last
+}
+
+func (k *fencedKey) isPinned() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.pinned
 }
 
 // checkpoint signs the fence's tree as a signed note (c2sp.org/tlog-checkpoint). For CT its signature

@@ -79,8 +79,11 @@ type Options struct {
 	Key    crypto.Signer // reached through the fence alone
 	Fence  Fence
 	// Frozen is the last tree of a log that Freeze ended: it takes no entry again, and Open fails when
-	// the tree is another. Nil for a log that grows.
+	// the tree is another. Nil for a log that grows. Promised above Size says that the log ended by losing what
+	// is between (AdoptLost): the fence is ahead of it and stays there.
 	Frozen *Record
+	// FrozenNote is a checkpoint of Frozen that the log's key has signed; needed when entries were lost.
+	FrozenNote []byte
 	// Cosigner has every checkpoint cosigned by witnesses before it is published; nil for none. Rekor v1 checkpoints are
 	// never: their verifiers refuse a second signature.
 	Cosigner Cosigner
@@ -196,7 +199,10 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		}
 	}
 	start, run := l.recover, l.run
-	if opts.Queued {
+	switch {
+	case opts.lost():
+		run = l.rest
+	case opts.Queued:
 		start, run = l.attend, l.runQueued
 	}
 	if err := start(ctx); err != nil {

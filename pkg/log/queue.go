@@ -132,6 +132,17 @@ func (r *rows) freeze(ctx context.Context) error {
 	})
 }
 
+// abandon ends the queue for all processes and empties it: what waits there becomes no leaf any more.
+func (r *rows) abandon(ctx context.Context) error {
+	if err := r.freeze(ctx); err != nil {
+		return err
+	}
+	return r.commit(ctx, "abandoning", func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `DELETE FROM queue`)
+		return err
+	})
+}
+
 // waiting returns up to limit identities of the queue, first come first.
 func (r *rows) waiting(ctx context.Context, limit int) ([][32]byte, error) {
 	found, err := r.db.QueryContext(ctx, `SELECT identity FROM queue ORDER BY seq LIMIT $1`, limit)

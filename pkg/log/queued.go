@@ -63,7 +63,7 @@ func (l *Log) observe(ctx context.Context) error {
 		return fmt.Errorf("reading the tree's size: %w", err)
 	}
 	if size < record.Size {
-		return behindFence(size, record)
+		return behindFence(l.opts.Label, size, record)
 	}
 	v, err := l.matchFence(ctx, record)
 	if err != nil {

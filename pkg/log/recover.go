@@ -29,7 +29,7 @@ func (l *Log) recover(ctx context.Context) error {
 		}
 	}
 	if size < record.Size {
-		return behindFence(size, record)
+		return behindFence(l.opts.Label, size, record)
 	}
 	if _, err := l.matchFence(ctx, record); err != nil {
 		return err
@@ -44,9 +44,15 @@ func (l *Log) recover(ctx context.Context) error {
 	return nil
 }
 
-func behindFence(size uint64, record Record) error {
+func behindFence(label string, size uint64, record Record) error {
 	return &haltError{fmt.Errorf("the tree holds %d entries, but its key has signed %d: the tree was restored or lost entries; "+
-		"bring back the missing ones, or give the log up and begin a new one", size, record.Size)}
+		"bring back the missing ones, or end the log here, for reading alone: %s", size, record.Size, adoptCommand(label, size, record))}
+}
+
+// adoptCommand is what an operator types when what is behind size is lost for good.
+func adoptCommand(label string, size uint64, record Record) string {
+	lost := fmt.Sprintf("%d..%d", size, record.Promised)
+	return fmt.Sprintf("`attestry log adopt --log %s --lost %s` (or `tlog -adopt %[1]s -lost %[2]s`)", label, lost)
 }
 
 // fenced returns the fence's record of the log's key. A key without one is new, if its tree is empty.
@@ -105,18 +111,12 @@ func (l *Log) keepEvidence(record Record, treeRoot [32]byte) error {
 
 // mendRows gives every leaf its row and drops rows of what is not in the tree.
 func (l *Log) mendRows(ctx context.Context, record Record, size uint64) error {
+	if err := l.rowsReach(ctx, record.Size); err != nil {
+		return err
+	}
 	next, err := l.rows.next(ctx)
 	if err != nil {
 		return err
-	}
-	switch {
-	case next >= record.Size:
-	case l.opts.Kind == Rekor1:
-		return &haltError{fmt.Errorf("%s knows the times of %d entries, but %d were signed: their integratedTime is lost; "+
-			"restore it from the backup of this log", l.rows, next, record.Size)}
-	case l.opts.Kind == CTPlain:
-		return &haltError{fmt.Errorf("%s knows %d entries, but %d were signed: the chains of the rest are lost; "+
-			"restore it from the backup of this log", l.rows, next, record.Size)}
 	}
 	for next < size {
 		leaves, err := l.parsed(ctx, next, size)
