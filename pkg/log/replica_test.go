@@ -67,6 +67,7 @@ type site struct {
 	server   *services.PostgresServer
 	uri      string
 	tree     func(ctx context.Context) (logtest.OpenTree, error)
+	store    string
 	slow     bool
 	change   func(*log.Options) // of a replica that opens; nil for nothing
 	replicas []*house
@@ -83,7 +84,7 @@ func sites(t *testing.T, run func(t *testing.T, s *site)) {
 				break // one kind of log in each store is enough between two long runs
 			}
 			t.Run(store.name+"/"+kind, func(t *testing.T) {
-				s := &site{t: t, kind: kinds[kind], key: newHouse(t, kinds[kind]).key, server: services.StartPostgres(t), slow: store.slow}
+				s := &site{t: t, kind: kinds[kind], key: newHouse(t, kinds[kind]).key, server: services.StartPostgres(t), store: store.name, slow: store.slow}
 				s.uri, s.tree = s.server.Database(t), store.tree(t, s.kind)
 				s.replicas = []*house{s.open(), s.open()}
 				run(t, s)
@@ -220,6 +221,9 @@ func (s *site) load(name string, n int) {
 
 func TestReplicasUnderLoadAreOneLog(t *testing.T) {
 	sites(t, func(t *testing.T, s *site) {
+		if s.store != "posix" && s.store != "trillian-embedded" && os.Getenv("ATTESTRY_LONG") == "" {
+			t.Skip("skipped: takes a minute; enable with ATTESTRY_LONG=1")
+		}
 		s.load("at ease", 160)
 		s.verify()
 
