@@ -126,6 +126,7 @@ type check struct {
 	newest   SignedTree    // the largest signed tree that is not beyond the tree
 	treeSize uint64
 	size     uint64            // the check goes so far
+	sizes    []uint64          // size, and those of all signed trees
 	extent   *compact.Range    // of the leaves so far
 	broken   bool              // a leaf hash is unknown: no roots from here on
 	levels   [8][]byte         // nodes of the tile that is being filled, for each tile level
@@ -162,11 +163,13 @@ func (c *check) span(ctx context.Context) (err error) {
 			}
 		}
 		for _, s := range c.Signed {
+			c.sizes = append(c.sizes, s.Size)
 			if s.Size <= c.size {
 				c.newest = s
 			}
 		}
 	}
+	c.sizes = append(c.sizes, c.size)
 	return nil
 }
 
@@ -266,7 +269,7 @@ func (c *check) read(ctx context.Context, index uint64) part {
 		}
 		for width, content := range stored {
 			if width <= count && !bytes.Equal(content, raw[:entriesBytes(c.Kind, p.leaves[:width])]) {
-				damaged("partial", where, "its partial bundle of width %d holds other entries", width)
+				p.findings = append(p.findings, c.partial(where, 0, index, width, "bundle", "entries"))
 			}
 		}
 	}
@@ -341,10 +344,21 @@ func (c *check) compareTile(ctx context.Context, level, index uint64, want []byt
 	}
 	for width, content := range partials {
 		if width <= count && !bytes.Equal(content, want[:32*width]) {
-			damaged("partial", "its partial tile of width %d holds other hashes", width)
+			findings = append(findings, c.partial(where, level, index, width, "tile", "hashes"))
 		}
 	}
 	return stored, findings
+}
+
+// partial is what a partial tile or bundle with other content than the leaves give means. At the edge of a signed tree it
+// is damage. At another width nothing reads it: a batch was cut before its tree became one, and others came in its place.
+func (c *check) partial(where string, level, index uint64, width int, file, content string) Finding {
+	f := Finding{What: "partial", Where: where, Detail: fmt.Sprintf("its partial %s of width %d holds other %s", file, width, content)}
+	edge := func(size uint64) bool { return size>>(layout.TileHeight*level) == index*layout.TileWidth+uint64(width) }
+	if f.Harmless = !slices.ContainsFunc(c.sizes, edge); f.Harmless {
+		f.Detail += "; no signed tree ends there, a batch that was cut has left it"
+	}
+	return f
 }
 
 func firstDifference(a, b []byte) int {

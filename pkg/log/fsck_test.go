@@ -1,6 +1,7 @@
 package log_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -110,6 +111,74 @@ func TestAHealthyLogHasNoFindings(t *testing.T) {
 		if checked, found := h.check(); checked.Size != 1400 || checked.Root != root || len(found) > 0 {
 			t.Errorf("a stopped log: size %d, root %x (want %x), %v", checked.Size, checked.Root, root, found)
 		}
+	}
+}
+
+// TestABatchThatWasCutLeavesNothingThatIsRead has what a crash can leave past the tree, a partial tile and bundle, be
+// overtaken by other entries: readers of that width get the tree's, and a check says what lies there.
+func TestABatchThatWasCutLeavesNothingThatIsRead(t *testing.T) {
+	h := newHouse(t, log.Rekor1)
+	h.mustOpen()
+	h.fill(0, 3)
+	h.close()
+	tree, err := tiles.Open(t.Context(), filepath.Join(h.dir, "tiles"), h.kind)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var batch []log.Submission
+	for i := range 40 {
+		batch = append(batch, h.submission(fmt.Sprintf("later %d", i)))
+	}
+	if _, err := tree.Append(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	if err := tree.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := func(name string, width int) string {
+		return filepath.Join(h.dir, "tiles", name, strconv.Itoa(width))
+	}
+	width := 4 // at which no batch ended
+	for ; width < 43; width++ {
+		if _, err := os.Stat(path("tile/0/000.p", width)); errors.Is(err, os.ErrNotExist) {
+			break
+		}
+	}
+	for _, name := range []string{"tile/0/000.p", "tile/entries/000.p"} {
+		raw, err := os.ReadFile(path(name, 43))
+		if err != nil {
+			t.Fatal(err)
+		}
+		used := 32 * width
+		if name == "tile/entries/000.p" {
+			used = bundleBytes(raw, width)
+		}
+		raw[used-1] ^= 1
+		if err := os.WriteFile(path(name, width), raw[:used], 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.mustOpen()
+	whole, err := h.log.Bundle(t.Context(), 0, 43)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle, err := h.log.Bundle(t.Context(), 0, width)
+	if err != nil || !bytes.Equal(bundle, whole[:bundleBytes(whole, width)]) {
+		t.Errorf("the bundle of width %d has other entries than the tree, %v", width, err)
+	}
+	edge, err := h.log.Tile(t.Context(), 0, 0, 43)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tile, err := h.log.Tile(t.Context(), 0, 0, width)
+	if err != nil || !bytes.Equal(tile, edge[:32*width]) {
+		t.Errorf("the tile of width %d has other hashes than the tree, %v", width, err)
+	}
+	h.close()
+	checked, found := h.check()
+	if checked.Damaged > 0 || len(found) != 2 || found[0].What != "partial" || found[1].What != "partial" {
+		t.Errorf("%d damaged, found %v", checked.Damaged, found)
 	}
 }
 

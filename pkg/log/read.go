@@ -164,7 +164,7 @@ func (l *Log) IndexOf(ctx context.Context, leafHash [32]byte) (uint64, error) {
 // Tile returns a hash tile of width hashes (0 means 256), 32 bytes each (c2sp.org/tlog-tiles).
 // What the newest checkpoint does not cover is fault.NotFound: files past it may still change.
 func (l *Log) Tile(ctx context.Context, level, index uint64, width int) ([]byte, error) {
-	count, err := l.covered(level, index, width)
+	count, stored, err := l.covered(level, index, width)
 	if err != nil {
 		return nil, err
 	}
@@ -172,23 +172,23 @@ func (l *Log) Tile(ctx context.Context, level, index uint64, width int) ([]byte,
 	if !ok {
 		return nil, fault.New(fault.NotFound, "no_tiles", nil, "this log keeps no tiles")
 	}
-	raw, err := tree.Tile(ctx, level, index, uint8(width))
+	raw, err := tree.Tile(ctx, level, index, stored)
 	if err != nil {
 		return nil, missing(err, "tile %d/%d", level, index)
 	}
 	if len(raw) < 32*count {
 		return nil, fmt.Errorf("tile %d/%d has %d bytes, want %d hashes", level, index, len(raw), count)
 	}
-	return raw[:32*count], nil // a partial tile may have been collected in favour of the full one
+	return raw[:32*count], nil
 }
 
 // Bundle returns an entry bundle of width entries (0 means 256), for CT a data tile.
 func (l *Log) Bundle(ctx context.Context, index uint64, width int) ([]byte, error) {
-	count, err := l.covered(0, index, width)
+	count, stored, err := l.covered(0, index, width)
 	if err != nil {
 		return nil, err
 	}
-	raw, err := l.opts.Tree.Bundle(ctx, index, uint8(width))
+	raw, err := l.opts.Tree.Bundle(ctx, index, stored)
 	if err != nil {
 		return nil, missing(err, "entry bundle %d", index)
 	}
@@ -212,21 +212,23 @@ func (l *Log) Bundle(ctx context.Context, index uint64, width int) ([]byte, erro
 	return raw[:used], nil
 }
 
-// covered returns how many elements a tile of width has, if the signed tree covers them all.
-func (l *Log) covered(level, index uint64, width int) (int, error) {
-	count := width
-	if width == 0 {
+// covered returns how many elements a tile of width has, if the signed tree covers them all, and the width at which
+// the signed tree has it. That one is to be read: a batch whose append was cut may have left a tile of any other
+// width, with what never became part of the tree.
+func (l *Log) covered(level, index uint64, width int) (count int, stored uint8, err error) {
+	if count = width; width == 0 {
 		count = layout.TileWidth
 	}
 	notFound := fault.New(fault.NotFound, "beyond_tree", nil, "the signed tree does not reach there")
 	if width < 0 || width >= layout.TileWidth || level > 7 {
-		return 0, notFound
+		return 0, 0, notFound
 	}
-	elements := l.Checkpoint().Size >> (layout.TileHeight * level) // complete nodes on this tile level
+	size := l.Checkpoint().Size
+	elements := size >> (layout.TileHeight * level) // complete nodes on this tile level
 	if index > elements/layout.TileWidth || elements < index*layout.TileWidth+uint64(count) {
-		return 0, notFound
+		return 0, 0, notFound
 	}
-	return count, nil
+	return count, layout.PartialTileSize(level, index, size), nil
 }
 
 func missing(err error, format string, args ...any) error {
