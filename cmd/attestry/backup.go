@@ -10,10 +10,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/attestry/attestry/pkg/stack"
+	"github.com/attestry/attestry/pkg/tlog"
 )
 
 func newBackupCommand() *cobra.Command {
-	var dir, fence, key string
+	var dir, fence, config, key string
+	var withKeys bool
 	var o stack.BackupOptions
 	cmd := &cobra.Command{
 		Use:   "backup",
@@ -24,17 +26,29 @@ Of each log the backup holds exactly one signed tree, its checkpoint, and the ro
 inventory, TUF repository and all else that lasts. The fence is never in it. --onto takes an earlier backup
 on the same volume and links the tiles that are in it, so that only what is new is copied.
 
+With --config the logs are those of a tlog that runs alone, in directories. Its keys are not in the backup unless --with-keys asks for it.
+For logs in other stores it copies nothing: it says what to run instead, and fails.
+
 A manifest of all files is signed with a key of its own, made at the first backup. Its public half is printed: keep it
 apart from the backups, restore asks for it.`,
 		Example: "  attestry backup --dir site/data --fence site/fence --to /backup/monday\n  attestry backup --dir site/data --fence site/fence --to /backup/tuesday --onto /backup/monday",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if o.Logs, err = instanceLogs(dir, fence); err != nil {
+			if config == "" {
+				o.Logs, err = instanceLogs(dir, fence)
+				o.Root = dir
+			} else {
+				var cfg *tlog.Config
+				if cfg, o.Logs, err = tlogLogs(config); err != nil {
+					return err
+				}
+				o.Root, o.Secrets, o.WithoutKeys = cfg.Dir, cfg.Secrets(), !withKeys
+			}
+			if err != nil {
 				return err
 			}
-			o.Root, o.KeyFile = dir, key
-			if o.KeyFile == "" {
-				o.KeyFile = filepath.Join(dir, "keys", "backup.key")
+			if o.KeyFile = key; key == "" {
+				o.KeyFile = filepath.Join(o.Root, "keys", "backup.key")
 			}
 			done, err := stack.Backup(cmd.Context(), o)
 			if err != nil {
@@ -49,16 +63,22 @@ apart from the backups, restore asks for it.`,
 	flags := cmd.Flags()
 	flags.StringVar(&dir, "dir", "./attestry-data", "directory of the instance")
 	flags.StringVar(&fence, "fence", "", "directory of the logs' fence (default DIR/fence); it is read, not backed up")
+	flags.StringVar(&config, "config", "", "configuration file of a tlog that runs alone, in place of --dir and --fence")
 	flags.StringVar(&o.To, "to", "", "the backup, a directory that is made")
 	flags.StringVar(&o.Onto, "onto", "", "earlier backup to link unchanged tiles from")
 	flags.BoolVar(&o.WithoutKeys, "without-keys", false, "leave DIR/keys out; back them up apart")
+	flags.BoolVar(&withKeys, "with-keys", false, "with --config: take the keys that it names, too")
 	flags.StringVar(&key, "backup-key", "", "key that signs the manifest (default DIR/keys/backup.key)")
 	cmd.MarkFlagRequired("to")
+	cmd.MarkFlagsMutuallyExclusive("config", "dir")
+	cmd.MarkFlagsMutuallyExclusive("config", "fence")
+	cmd.MarkFlagsMutuallyExclusive("config", "without-keys")
+	cmd.MarkFlagsMutuallyExclusive("dir", "with-keys")
 	return cmd
 }
 
 func newRestoreCommand() *cobra.Command {
-	var from, dir, key string
+	var from, dir, config, key string
 	cmd := &cobra.Command{
 		Use:   "restore",
 		Short: "Verify a backup and restore it into a new directory",
@@ -66,6 +86,9 @@ func newRestoreCommand() *cobra.Command {
 
 Nothing is written before everything was verified: the manifest under the public backup key, every file's SHA-256, nothing missing
 and nothing more, and each log's tree derived again from its entries, as its signed checkpoint says.
+
+With --config the logs are those of a tlog, whose dir must be missing or empty. Its keys must be in their places: the backup
+must be of the logs that they sign.
 
 The fence is not restored. A log that has signed more than the backup holds does not start: see docs/operate.md.`,
 		Example: "  attestry restore --from /backup/tuesday --backup-key \"$(cat backup.pub)\" --dir site/restored",
@@ -76,7 +99,16 @@ The fence is not restored. A log that has signed more than the backup holds does
 			} else if !errors.Is(err, os.ErrNotExist) {
 				return err
 			}
-			m, err := stack.Restore(cmd.Context(), from, key, dir)
+			restore := func() (*stack.Manifest, error) { return stack.Restore(cmd.Context(), from, key, dir) }
+			if config != "" {
+				_, logs, err := tlogLogs(config)
+				if err != nil {
+					return err
+				}
+				dir = logs.Dir
+				restore = func() (*stack.Manifest, error) { return stack.RestoreLogs(cmd.Context(), from, key, logs) }
+			}
+			m, err := restore()
 			if err != nil {
 				return err
 			}
@@ -90,10 +122,25 @@ The fence is not restored. A log that has signed more than the backup holds does
 	flags.StringVar(&from, "from", "", "the backup")
 	flags.StringVar(&key, "backup-key", "", "public backup key, as backup printed it, or a file that holds it")
 	flags.StringVar(&dir, "dir", "", "directory to restore into; missing or empty")
-	for _, name := range []string{"from", "backup-key", "dir"} {
-		cmd.MarkFlagRequired(name)
-	}
+	flags.StringVar(&config, "config", "", "configuration file of a tlog that runs alone, in place of --dir")
+	cmd.MarkFlagRequired("from")
+	cmd.MarkFlagRequired("backup-key")
+	cmd.MarkFlagsOneRequired("dir", "config")
+	cmd.MarkFlagsMutuallyExclusive("dir", "config")
 	return cmd
+}
+
+// tlogLogs reads the configuration of a tlog.
+func tlogLogs(path string) (*tlog.Config, stack.LogsOptions, error) {
+	cfg, err := tlog.Load(path)
+	var logs stack.LogsOptions
+	if err == nil {
+		logs, err = cfg.Logs()
+	}
+	if err != nil {
+		return nil, logs, fmt.Errorf("--config %s: %w", path, err)
+	}
+	return cfg, logs, nil
 }
 
 func printLogs(w io.Writer, m *stack.Manifest) {

@@ -11,7 +11,7 @@ import (
 )
 
 func newLogFsckCommand() *cobra.Command {
-	var dir, fence string
+	var dir, fence, config string
 	var names, checkpoints []string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -21,13 +21,20 @@ func newLogFsckCommand() *cobra.Command {
 
 Every entry is read and hashed; the hash tiles of every level are compared byte for byte with what the entries give,
 the roots with those that the fence has recorded and those of checkpoints that you name, the rows with the leaves.
-It reads only, and may run beside the instance: it then checks the newest signed tree.
+It reads only, and may run beside the instance: it then checks the newest signed tree. With --config the logs are those of a
+tlog, in whatever store they are.
 
 One line for each finding. Damage makes the exit status 1; what a crash may leave is called harmless.`,
 		Example: "  attestry log fsck --dir site/data\n  attestry log fsck --log rekor2 --checkpoint kept-by-the-monitor.txt",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			logs, err := instanceLogs(dir, fence)
+			var logs stack.LogsOptions
+			var err error
+			if config != "" {
+				_, logs, err = tlogLogs(config)
+			} else {
+				logs, err = instanceLogs(dir, fence)
+			}
 			if err != nil {
 				return err
 			}
@@ -43,9 +50,12 @@ One line for each finding. Damage makes the exit status 1; what a crash may leav
 	flags := cmd.Flags()
 	flags.StringVar(&dir, "dir", "./attestry-data", "directory of the instance")
 	flags.StringVar(&fence, "fence", "", "directory of the logs' fence (default DIR/fence)")
+	flags.StringVar(&config, "config", "", "configuration file of a tlog that runs alone, in place of --dir and --fence")
 	flags.StringArrayVar(&names, "log", nil, "check only this log; may be repeated")
 	flags.StringArrayVar(&checkpoints, "checkpoint", nil, "file of a checkpoint that somebody kept; may be repeated")
 	flags.BoolVar(&asJSON, "json", false, "one JSON object a line: findings, then a summary for each log")
+	cmd.MarkFlagsMutuallyExclusive("config", "dir")
+	cmd.MarkFlagsMutuallyExclusive("config", "fence")
 	return cmd
 }
 

@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 
 	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/log"
@@ -57,83 +56,16 @@ func (f *servedFlags) open() (served, error) {
 	return served{LogsOptions: opts, public: public, reach: public, keysDir: keysDir}, err
 }
 
-// tlogFile is what tlog's configuration says of its logs; the rest of the file is tlog's own affair.
-type tlogFile struct {
-	Listen          string
-	URL             string
-	Dir             string
-	KeyPasswordFile string `yaml:"key-password-file"`
-	Rekor1          tlogKind
-	Rekor2          tlogKind
-	CT              tlogKind `yaml:"ct"`
-}
-
-type tlogKind struct {
-	tlogShard `yaml:",inline"`
-	Shards    []tlogShard
-}
-
-type tlogShard struct {
-	Label, Key, Host, Shard string
-	Tree                    struct{ Store string }
-}
-
-const maxTlogFile = 1 << 20
-
 func openTlog(path string) (served, error) {
-	raw, err := os.ReadFile(path)
+	cfg, opts, err := tlogLogs(path)
 	if err != nil {
-		return served{}, fmt.Errorf("--config: %w", err)
+		return served{}, err
 	}
-	if len(raw) > maxTlogFile {
-		return served{}, fmt.Errorf("--config %s: over %d bytes", path, maxTlogFile)
+	public, err := url.Parse(cfg.URL)
+	if err != nil {
+		return served{}, fmt.Errorf("--config %s: url: %w", path, err)
 	}
-	file := tlogFile{Listen: "127.0.0.1:3000"}
-	file.CT.Shard = "main"
-	if err := yaml.Unmarshal(raw, &file); err != nil {
-		return served{}, fmt.Errorf("--config %s: %w", path, err)
-	}
-	for name, to := range map[string]*string{
-		"TLOG_LISTEN": &file.Listen, "TLOG_URL": &file.URL, "TLOG_DIR": &file.Dir, "TLOG_KEY_PASSWORD_FILE": &file.KeyPasswordFile,
-		"TLOG_REKOR1_KEY": &file.Rekor1.Key, "TLOG_REKOR2_KEY": &file.Rekor2.Key, "TLOG_CT_KEY": &file.CT.Key, "TLOG_CT_SHARD": &file.CT.Shard,
-	} {
-		if value := os.Getenv(name); value != "" {
-			*to = value
-		}
-	}
-	public, err := url.Parse(file.URL)
-	if err != nil || public.Hostname() == "" || file.Dir == "" {
-		return served{}, fmt.Errorf("--config %s: url and dir are required", path)
-	}
-	s := served{public: public, reach: reachable(file.Listen), keysDir: filepath.Join(file.Dir, "keys"), alone: true}
-	s.Dir, s.Host = file.Dir, public.Hostname()
-	if file.KeyPasswordFile != "" {
-		password, err := os.ReadFile(file.KeyPasswordFile)
-		if err != nil {
-			return served{}, fmt.Errorf("key-password-file: %w", err)
-		}
-		s.KeyPassword = []byte(strings.TrimRight(string(password), "\r\n"))
-	}
-	file.Rekor1.Label, file.Rekor2.Label = "rekor1", "rekor2"
-	for _, k := range []struct {
-		kind log.Kind
-		tlogKind
-	}{{log.CT, file.CT}, {log.Rekor2, file.Rekor2}, {log.Rekor1, file.Rekor1}} {
-		for i, shard := range append([]tlogShard{k.tlogShard}, k.Shards...) {
-			if i == 0 && shard.Key == "" {
-				continue
-			}
-			spec := stack.LogSpec{Kind: k.kind, Label: shard.Label, Host: shard.Host, Shard: shard.Shard, Tree: stack.TreeSpec{Store: shard.Tree.Store}}
-			if k.kind == log.CT {
-				spec.Label = "ct-" + shard.Shard
-			}
-			if spec.Key, err = signer.Open(shard.Key, s.KeyPassword); err != nil {
-				return served{}, fmt.Errorf("log %s: %w", spec.Label, err)
-			}
-			s.Logs = append(s.Logs, spec)
-		}
-	}
-	return s, nil
+	return served{LogsOptions: opts, public: public, reach: reachable(cfg.Listen), keysDir: filepath.Join(cfg.Dir, "keys"), alone: true}, nil
 }
 
 // reachable is the URL of a listener, on loopback when it takes every address.

@@ -2,14 +2,18 @@ package main
 
 import (
 	"bytes"
+	"crypto"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/attestry/attestry/internal/signer"
+	"github.com/attestry/attestry/pkg/ca"
 	"github.com/attestry/attestry/pkg/stack"
 )
 
@@ -17,10 +21,20 @@ import (
 func tlogInstance(t *testing.T) (config, dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	for _, name := range []string{"r1", "r2", "r2b", "ct"} {
-		if _, err := signer.Create(filepath.Join(dir, name+".pem"), signer.P256); err != nil {
+	keys := map[string]crypto.Signer{}
+	for _, name := range []string{"r1", "r2", "r2b", "ct", "root"} {
+		var err error
+		if keys[name], err = signer.Create(filepath.Join(dir, name+".pem"), signer.P256); err != nil {
 			t.Fatal(err)
 		}
+	}
+	chain, err := ca.CreateHierarchy(ca.Hierarchy{RootKey: keys["root"], IssuingKey: keys["ct"], Organization: "test", NotBefore: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: chain[1].Raw})
+	if err := os.WriteFile(filepath.Join(dir, "roots.pem"), root, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	config = filepath.Join(dir, "tlog.yaml")
 	text := fmt.Sprintf(`listen: 127.0.0.1:1
@@ -31,7 +45,7 @@ rekor1: {key: "file:%[1]s/r1.pem"}
 rekor2:
   key: file:%[1]s/r2.pem
   shards: [{label: second, key: "file:%[1]s/r2b.pem", host: log2.example}]
-ct: {key: "file:%[1]s/ct.pem", roots-file: none.pem}
+ct: {key: "file:%[1]s/ct.pem", roots-file: %[1]s/roots.pem}
 `, dir)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -83,7 +97,7 @@ func TestShardsOfATlogThatRunsAlone(t *testing.T) {
 		}
 		states = append(states, fields[0]+" "+fields[1]+" "+fields[2])
 	}
-	if got, want := strings.Join(states, ", "), "ct-main active -, rekor2 active -, second active -, rekor1 active -, rekor2-3 planned -, ct-2027h1 planned -"; got != want {
+	if got, want := strings.Join(states, ", "), "rekor1 active -, rekor2 active -, second active -, ct-main active -, rekor2-3 planned -, ct-2027h1 planned -"; got != want {
 		t.Errorf("list shows %s, want %s", got, want)
 	}
 	file, err := stack.ReadShards(dir)

@@ -2,9 +2,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto"
 	"encoding/hex"
 	"errors"
 	"flag"
@@ -14,7 +12,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/go-chi/chi/v5"
@@ -28,13 +25,9 @@ import (
 	"google.golang.org/grpc/reflection"
 	"k8s.io/klog/v2"
 
-	"github.com/attestry/attestry/internal/config"
 	"github.com/attestry/attestry/internal/server"
-	"github.com/attestry/attestry/internal/signer"
-	"github.com/attestry/attestry/pkg/log/ct"
-	"github.com/attestry/attestry/pkg/log/entry"
-	"github.com/attestry/attestry/pkg/log/witness"
 	"github.com/attestry/attestry/pkg/stack"
+	"github.com/attestry/attestry/pkg/tlog"
 )
 
 func main() {
@@ -50,7 +43,11 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
-	cfg, adopt, err := loadConfig(args, stderr)
+	cmd, err := parse(args, stderr)
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	cfg, err := tlog.Load(cmd.config)
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
@@ -59,22 +56,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err := mysql.SetLogger(slog.NewLogLogger(logger.Handler(), slog.LevelWarn)); err != nil {
 		return err
 	}
-	opts, err := cfg.logs()
+	opts, err := cfg.Logs()
 	if err != nil {
 		return err
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	opts.Logger, opts.Registerer = logger, reg
-	if adopt.fsck {
+	if cmd.fsck {
 		return stack.PrintCheck(ctx, opts, nil, nil, false, stdout)
 	}
-	if adopt.log != "" {
-		record, err := stack.AdoptLog(ctx, opts, adopt.log, adopt.size)
+	if cmd.adopt.Label != "" {
+		record, err := stack.AdoptLog(ctx, opts, cmd.adopt)
 		if err != nil {
 			return err
 		}
-		logger.Info("adopted", "log", adopt.log, "size", record.Size, "root", hex.EncodeToString(record.Root[:]))
+		logger.Info("adopted", "log", cmd.adopt.Label, "size", record.Size, "root", hex.EncodeToString(record.Root[:]), "lost", cmd.lost)
 		return nil
 	}
 
@@ -111,100 +108,47 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	return group.Wait()
 }
 
-// logs turns the configuration into the logs' options: opens keys and root certificates.
-func (c *serverConfig) logs() (stack.LogsOptions, error) {
-	o := stack.LogsOptions{
-		Dir: c.Dir, FenceDir: strings.TrimPrefix(c.Fence, "file:"), Host: c.host(), URL: strings.TrimSuffix(c.URL, "/"),
-		Database: c.Database, DatabasePasswordFile: c.DatabasePasswordFile,
-	}
-	if isPostgres(c.Fence) {
-		o.FenceDir, o.FenceURI = "", c.Fence
-	}
-	var errs []error
-	var err error
-	o.Limits, err = c.limits()
-	errs = append(errs, err)
-	o.Rekor1Kinds, err = entry.ParseKinds(c.Rekor1.Kinds)
-	errs = append(errs, err)
-	o.Rekor1Off = c.Rekor1.DisabledEndpoints
-	o.Rekor1Attestations, o.Rekor1MaxAttestation = c.Rekor1.Attestations, c.Rekor1.MaxAttestation
-	var password []byte
-	if c.KeyPasswordFile != "" {
-		if password, err = os.ReadFile(c.KeyPasswordFile); err != nil {
-			errs = append(errs, fmt.Errorf("key-password-file: %w", err))
-		}
-		password = bytes.TrimRight(password, "\r\n")
-	}
-	o.KeyPassword = password
-	for _, l := range c.list() {
-		spec := stack.LogSpec{
-			Kind: l.kind, Label: l.Label, Host: l.Host, Shard: l.Shard, Frozen: l.Frozen,
-			RootsFile: l.RootsFile, Plain: l.Extensions == "none", Tree: l.Tree,
-		}
-		open := func(name, uri string) (key crypto.Signer) {
-			if uri == "" {
-				return nil
-			}
-			key, err := signer.Open(uri, password)
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s.%s: %w", l.at, name, err))
-			}
-			return key
-		}
-		spec.Key, spec.WitnessKey = open("key", l.Key), open("witness-key", l.WitnessKey)
-		var err error
-		if l.RootsFile != "" {
-			if spec.Roots, err = ct.ReadRoots(l.RootsFile); err != nil {
-				errs = append(errs, fmt.Errorf("%s.roots-file: %w", l.at, err))
-			}
-		}
-		if l.WitnessPolicy != "" {
-			if spec.Witnesses, err = readPolicy(l.WitnessPolicy); err != nil {
-				errs = append(errs, fmt.Errorf("%s.witness-policy: %w", l.at, err))
-			}
-		}
-		if spec.NotAfterStart, spec.NotAfterLimit, err = l.window(); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", l.at, err))
-		}
-		o.Logs = append(o.Logs, spec)
-	}
-	return o, errors.Join(errs...)
+// command is what to do, serve or something else once.
+type command struct {
+	config     string // file
+	adopt      stack.Adoption
+	fsck       bool
+	lost, note string // flags of adopt
 }
 
-func readPolicy(path string) (*witness.Policy, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	policy, err := witness.ParsePolicy(string(text))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return policy, nil
-}
-
-// adoption is what to do instead of serving: give a log whose fence was lost a new one, as `attestry log adopt` does.
-type adoption struct {
-	log  string
-	size uint64
-	fsck bool // check all logs instead, as `attestry log fsck` does
-}
-
-// loadConfig reads -config FILE, or TLOG_CONFIG.
-func loadConfig(args []string, stderr io.Writer) (*serverConfig, adoption, error) {
-	var adopt adoption
+// parse reads the command line.
+func parse(args []string, stderr io.Writer) (command, error) {
+	var c command
 	flags := flag.NewFlagSet("tlog", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	path := flags.String("config", os.Getenv("TLOG_CONFIG"), "YAML configuration file; every key can also be set as TLOG_<KEY>")
-	flags.StringVar(&adopt.log, "adopt", "", "give this log (rekor1, rekor2, ct-<shard>), whose fence was lost, a new one, and stop")
-	flags.Uint64Var(&adopt.size, "size", 0, "with -adopt: entries that the log must have, from a checkpoint that somebody kept")
-	flags.BoolVar(&adopt.fsck, "fsck", false, "derive all logs again from their entries, say what differs, and stop; tlog may run meanwhile")
+	flags.StringVar(&c.config, "config", os.Getenv("TLOG_CONFIG"), "YAML configuration file; every key can also be set as TLOG_<KEY>")
+	flags.StringVar(&c.adopt.Label, "adopt", "", "start this log (rekor1, rekor2, ct-<shard>), which has lost its fence (-size) or entries (-lost), and stop; see `attestry log adopt --help`")
+	flags.Uint64Var(&c.adopt.Size, "size", 0, "with -adopt: entries that the log must have, from a checkpoint that somebody kept")
+	flags.StringVar(&c.lost, "lost", "", "with -adopt: A..B, how many entries are left and how many were signed; the log is frozen for good")
+	flags.StringVar(&c.note, "checkpoint", "", "with -lost: file with a checkpoint of the tree of size A")
+	flags.BoolVar(&c.fsck, "fsck", false, "derive all logs again from their entries, say what differs, and stop; tlog may run meanwhile")
 	if err := flags.Parse(args); err != nil {
-		return nil, adopt, err
+		return c, err
 	}
 	if flags.NArg() > 0 {
-		return nil, adopt, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+		return c, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	cfg := defaults()
-	return cfg, adopt, config.Load(cfg, *path, "TLOG")
+	var err error
+	if c.lost != "" {
+		if c.adopt.Lost, err = stack.ParseLost(c.lost); err != nil {
+			return c, fmt.Errorf("-lost: %w", err)
+		}
+	}
+	if c.note != "" {
+		if c.adopt.Checkpoint, err = os.ReadFile(c.note); err != nil {
+			return c, fmt.Errorf("-checkpoint: %w", err)
+		}
+	}
+	switch {
+	case c.adopt.Label == "" && (c.lost != "" || c.note != "" || c.adopt.Size != 0):
+		return c, errors.New("-size, -lost and -checkpoint belong to -adopt")
+	case c.lost == "" && c.note != "", c.lost != "" && c.adopt.Size != 0:
+		return c, errors.New("-adopt takes -size, or -lost with perhaps -checkpoint")
+	}
+	return c, nil
 }

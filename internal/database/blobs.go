@@ -20,11 +20,16 @@ func OpenBlobs(ctx context.Context, db *DB, table string) (*Blobs, error) {
 	if err := db.Create(ctx, `CREATE TABLE IF NOT EXISTS `+table+` (sum BYTEA PRIMARY KEY, data BYTEA NOT NULL)`); err != nil {
 		return nil, err
 	}
+	return StoredBlobs(db, table), nil
+}
+
+// StoredBlobs returns the blobs of a table that is there, for reading.
+func StoredBlobs(db *DB, table string) *Blobs {
 	return &Blobs{
 		db:     db,
 		insert: `INSERT INTO ` + table + ` (sum, data) VALUES ($1, $2) ON CONFLICT (sum) DO NOTHING`,
 		get:    `SELECT data FROM ` + table + ` WHERE sum = $1`,
-	}, nil
+	}
 }
 
 // Put stores data, durably on return, and returns its sum. The same again changes nothing.

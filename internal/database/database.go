@@ -37,6 +37,8 @@ type Options struct {
 	// Derived says that the rows can be built again from elsewhere: SQLite then lets a power
 	// cut undo the newest commits (never a part of one). PostgreSQL ignores it.
 	Derived bool
+	// ReadOnly makes PostgreSQL refuse every write, and a schema that is missing is not made. SQLite ignores it.
+	ReadOnly bool
 	// MaxConns bounds open connections. 0 means 4 for SQLite, 16 for PostgreSQL.
 	MaxConns int
 	// ConnectTimeout bounds one connection attempt to one PostgreSQL host, in whole seconds.

@@ -46,7 +46,12 @@ func openPostgres(ctx context.Context, uri string, o Options) (*DB, error) {
 	db.SetMaxIdleConns(orElse(o.MaxConns, 16))
 	db.SetConnMaxIdleTime(5 * time.Minute)
 	db.SetConnMaxLifetime(time.Hour)
-	if err := db.createSchema(ctx); err != nil {
+	if o.ReadOnly {
+		err = db.PingContext(ctx)
+	} else {
+		err = db.createSchema(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening %s: %w", db, err), db.Close())
 	}
 	return db, nil
@@ -86,9 +91,14 @@ func newServer(uri string, o Options) (*server, error) {
 			return nil, fmt.Errorf("the environment variable %s would change where or how the database is used; unset it", name)
 		}
 	}
+	session := "read-write"
+	if o.ReadOnly {
+		session = "primary" // the same server, whose transactions here do not write
+		q.Set("default_transaction_read_only", "on")
+	}
 	for name, value := range map[string]string{
 		"sslmode":                   "verify-full",
-		"target_session_attrs":      "read-write",
+		"target_session_attrs":      session,
 		"connect_timeout":           strconv.Itoa(int(max(time.Second, orElse(o.ConnectTimeout, connectTimeout)) / time.Second)),
 		"fallback_application_name": "attestry",
 	} {

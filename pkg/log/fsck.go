@@ -21,7 +21,7 @@ import (
 )
 
 // TreeReader is the part of a Tree that a check reads. A check also compares the tiles of a TileReader, and verifies
-// proofs of a ProofTree.
+// proofs of a ProofReader.
 type TreeReader interface {
 	Size(ctx context.Context) (uint64, error)
 	Bundle(ctx context.Context, index uint64, width uint8) ([]byte, error)
@@ -31,6 +31,12 @@ type TreeReader interface {
 type TileReader interface {
 	TreeReader
 	Tile(ctx context.Context, level, index uint64, width uint8) ([]byte, error)
+}
+
+// ProofReader is the part of a ProofTree that a check reads.
+type ProofReader interface {
+	TreeReader
+	Inclusion(ctx context.Context, index, size uint64) ([][]byte, error)
 }
 
 // PartialLister is a TreeReader that also knows which partial tiles are stored beside one: content by width.
@@ -48,7 +54,7 @@ type SignedTree struct {
 
 // Finding is one thing that a check has found.
 type Finding struct {
-	Harmless bool   `json:"harmless"` // expected after a crash; nothing is lost
+	Harmless bool   `json:"harmless"` // expected after a crash, or known before: nothing to do
 	What     string `json:"what"`     // stable code, such as "tile" or "row_missing"
 	Where    string `json:"where"`    // such as "tile 0/17" or "leaf 4711"
 	Detail   string `json:"detail"`
@@ -99,7 +105,7 @@ func Check(ctx context.Context, opts CheckOptions) (Checked, error) {
 	c := &check{CheckOptions: opts, extent: hashing.NewEmptyRange(0), issuers: map[[32]byte]bool{}}
 	c.tiles, _ = opts.Tree.(TileReader)
 	c.partials, _ = opts.Tree.(PartialLister)
-	c.proofs, _ = opts.Tree.(ProofTree)
+	c.proofs, _ = opts.Tree.(ProofReader)
 	if err := c.span(ctx); err != nil {
 		return Checked{}, err
 	}
@@ -122,7 +128,7 @@ type check struct {
 	CheckOptions
 	tiles    TileReader    // nil: the engine keeps no tiles
 	partials PartialLister // nil: the tree does not list them
-	proofs   ProofTree     // nil: proofs are made of the tiles
+	proofs   ProofReader   // nil: proofs are made of the tiles
 	newest   SignedTree    // the largest signed tree that is not beyond the tree
 	treeSize uint64
 	size     uint64            // the check goes so far

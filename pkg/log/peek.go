@@ -42,6 +42,41 @@ func PeekFence(dir string, key KeyID) ([]Record, error) {
 	return records, nil
 }
 
+// PeekPostgresFence is PeekFence for a fence in PostgreSQL. It reads only.
+func PeekPostgresFence(ctx context.Context, db *database.DB, key KeyID) ([]Record, error) {
+	var there bool
+	if err := db.QueryRowContext(ctx, `SELECT to_regclass('fence_records') IS NOT NULL`).Scan(&there); err != nil {
+		return nil, fmt.Errorf("reading fence: %w", err)
+	}
+	if !there {
+		return nil, ErrNoRecord
+	}
+	found, err := db.QueryContext(ctx, `SELECT size, root, promised FROM fence_records WHERE key_id = $1 ORDER BY seq DESC`, key[:])
+	if err != nil {
+		return nil, fmt.Errorf("reading fence: %w", err)
+	}
+	var records []Record
+	if err := each(found, func() error {
+		var r Record
+		var root []byte
+		if err := found.Scan(&r.Size, &root, &r.Promised); err != nil {
+			return err
+		}
+		if len(root) != len(r.Root) {
+			return fmt.Errorf("a root hash of %d bytes", len(root))
+		}
+		r.Root = [32]byte(root)
+		records = append(records, r)
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("reading fence: %w", err)
+	}
+	if len(records) == 0 {
+		return nil, ErrNoRecord
+	}
+	return records, nil
+}
+
 // StoredRow is a leaf's row as it is stored.
 type StoredRow struct {
 	Identity   [32]byte

@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +24,7 @@ import (
 
 	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/pkg/log"
+	"github.com/attestry/attestry/pkg/log/tiles"
 )
 
 // BackupOptions say what to back up and where to.
@@ -29,10 +32,12 @@ type BackupOptions struct {
 	Root        string // directory of the instance, or LogsOptions.Dir of a server of logs alone
 	Logs        LogsOptions
 	KeyFile     string // signs the manifest; made when it is missing
-	WithoutKeys bool   // leave Root/keys out
-	To          string // the backup; must not exist
-	Onto        string // an earlier backup, from which what has not changed is linked; "" for none
-	Now         func() time.Time
+	WithoutKeys bool   // leave Root/keys and Secrets out
+	// Secrets are files of keys and passwords that a configuration names, by the name that those outside Root get under keys/.
+	Secrets map[string]string
+	To      string // the backup; must not exist
+	Onto    string // an earlier backup, from which what has not changed is linked; "" for none
+	Now     func() time.Time
 }
 
 // BackedUp is the outcome of a backup.
@@ -50,6 +55,9 @@ type BackedUp struct {
 func Backup(ctx context.Context, o BackupOptions) (*BackedUp, error) {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if text := o.Logs.ElsewhereBackup(); text != "" {
+		return nil, errors.New(text)
 	}
 	if _, err := os.Lstat(o.To); !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s is there already: a backup is never written over", o.To)
@@ -72,10 +80,6 @@ func Backup(ctx context.Context, o BackupOptions) (*BackedUp, error) {
 	if err := errors.Join(os.RemoveAll(b.dir), os.MkdirAll(filepath.Join(b.dir, dataName), 0o700)); err != nil {
 		return nil, fmt.Errorf("making the backup: %w", err)
 	}
-	if o.Logs.Database != "" {
-		return nil, errors.New("the rows are in PostgreSQL, which this does not copy. In this order: pg_dump --schema='log_*' of the database " +
-			"(never the schema fence: a fence must not go back in time), then the directories of the logs, then the keys")
-	}
 	before, err := ReadShards(o.Logs.Dir)
 	if err != nil {
 		return nil, err
@@ -84,12 +88,16 @@ func Backup(ctx context.Context, o BackupOptions) (*BackedUp, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer closeStored(stored)
 	for _, s := range stored {
 		if err := b.log(ctx, s); err != nil {
 			return nil, fmt.Errorf("backing up log %s: %w", s.Label, err)
 		}
 	}
 	if err := b.others(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.secrets(); err != nil {
 		return nil, err
 	}
 	// shards.json tells which logs there are and the final size of the frozen ones: it must be of the same
@@ -208,16 +216,20 @@ func (b *backup) log(ctx context.Context, s storedLog) error {
 	if err := b.rows(ctx, s.Dir, dir, l.Size); err != nil {
 		return err
 	}
-	tiles := path.Join(dir, "tiles")
-	err = s.tree.Files(l.Size, func(name string, full bool) error {
+	tree, ok := s.tree.(*tiles.Dir)
+	if !ok {
+		return fmt.Errorf("its tree, a %T, is no directory", s.tree)
+	}
+	into := path.Join(dir, "tiles")
+	err = tree.Files(l.Size, func(name string, full bool) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		stored := path.Join(tiles, name)
+		stored := path.Join(into, name)
 		if full && b.link(stored) {
 			return nil
 		}
-		raw, err := s.tree.Content(s.Kind, name)
+		raw, err := tree.Content(s.Kind, name)
 		if err != nil {
 			return err
 		}
@@ -238,7 +250,7 @@ func (b *backup) log(ctx context.Context, s storedLog) error {
 	if err != nil {
 		return err
 	}
-	if _, err := b.store(path.Join(tiles, ".state", "treeState"), 0o644, bytes.NewReader(state)); err != nil {
+	if _, err := b.store(path.Join(into, ".state", "treeState"), 0o644, bytes.NewReader(state)); err != nil {
 		return err
 	}
 	if err := b.copy(filepath.Join(s.Dir, "tiles", ".state", "version")); err != nil {
@@ -338,6 +350,43 @@ func (b *backup) others(ctx context.Context) error {
 	})
 }
 
+// secrets stores those that Root does not hold.
+func (b *backup) secrets() error {
+	if b.WithoutKeys {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(b.Secrets)) {
+		file := b.Secrets[name]
+		if inside, err := b.inRoot(file); err != nil || inside {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		f, err := os.Open(file)
+		if err != nil {
+			return err
+		}
+		_, err = b.store(path.Join("keys", name), 0o600, f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *backup) inRoot(file string) (bool, error) {
+	root, err := filepath.Abs(b.Root)
+	if err != nil {
+		return false, err
+	}
+	if file, err = filepath.Abs(file); err != nil {
+		return false, err
+	}
+	rel, err := filepath.Rel(root, file)
+	return err == nil && filepath.IsLocal(rel), nil
+}
+
 // leftOut tells what is no part of a backup: the fence, whatever its place; what a start makes again; what log has stored; and
 // temporary files.
 func (b *backup) leftOut(name, file string) bool {
@@ -351,8 +400,13 @@ func (b *backup) leftOut(name, file string) bool {
 	if strings.HasPrefix(base, ".") || strings.HasSuffix(base, ".lock") || strings.HasSuffix(base, ".fence") || same(file, b.Logs.FenceDir) || same(file, b.To) || same(file, b.dir) || same(file, b.Onto) {
 		return true
 	}
+	for _, secret := range b.Secrets {
+		if b.WithoutKeys && same(file, secret) {
+			return true
+		}
+	}
 	for _, l := range b.manifest.Logs {
-		if path.Dir(name) == l.Dir && (base == "tiles" || strings.HasPrefix(base, "entries.db") || strings.HasPrefix(base, "index.db")) {
+		if path.Dir(name) == l.Dir && (base == "tiles" || base == restoredName || strings.HasPrefix(base, "entries.db") || strings.HasPrefix(base, "index.db")) {
 			return true
 		}
 	}

@@ -213,7 +213,7 @@ func TestABackupUnderLoadIsRestoredElsewhereAndGoesOnWithItsFence(t *testing.T) 
 	if err == nil || !strings.Contains(err.Error(), "but its key has signed") {
 		t.Fatalf("a log behind its fence was opened: %v", err)
 	}
-	if _, err := stack.Adopt(t.Context(), stack.Options{Dir: at("restored0"), FenceDir: at("fence"), Logger: slog.New(slog.DiscardHandler)}, "rekor1", 1); err == nil || !strings.Contains(err.Error(), "are lost with this tree") {
+	if _, err := stack.Adopt(t.Context(), stack.Options{Dir: at("restored0"), FenceDir: at("fence"), Logger: slog.New(slog.DiscardHandler)}, stack.Adoption{Label: "rekor1", Size: 1}); err == nil || !strings.Contains(err.Error(), "are lost with this tree") {
 		t.Errorf("adopting it does not say what is lost: %v", err)
 	}
 	// A backup of the stopped instance holds everything, and goes on.

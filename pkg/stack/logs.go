@@ -124,6 +124,9 @@ func OpenLogs(ctx context.Context, opts LogsOptions) (l *Logs, err error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
+	if err := finished(opts.Dir); err != nil {
+		return nil, err
+	}
 	l = &Logs{opts: opts, bounds: opts.Limits.bounds(), ct: &CTLogs{}, stale: true}
 	defer func() {
 		if err != nil {
@@ -303,7 +306,7 @@ func (o LogsOptions) options(m *member) (log.Options, error) {
 		if err != nil {
 			return opts, err
 		}
-		opts.Frozen = final
+		opts.Frozen, opts.FrozenNote = final, []byte(m.record.Final.Checkpoint)
 	}
 	return opts, nil
 }
@@ -317,7 +320,7 @@ func (o LogsOptions) openFence(ctx context.Context) (log.Fence, func() error, er
 		}
 		return f, f.Close, nil
 	}
-	db, err := database.Open(ctx, o.FenceURI, database.Options{Schema: "fence", PasswordFile: o.DatabasePasswordFile, MaxConns: 4})
+	db, err := database.Open(ctx, o.FenceURI, o.fenceSchema(false))
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the fence: %w", err)
 	}
@@ -333,9 +336,17 @@ func (o LogsOptions) openDatabase(ctx context.Context, label string) (*database.
 	if o.Database == "" {
 		return nil, nil
 	}
-	return database.Open(ctx, o.Database, database.Options{
-		Schema: "log_" + strings.ReplaceAll(label, "-", "_"), PasswordFile: o.DatabasePasswordFile, MaxConns: 12,
-	})
+	return database.Open(ctx, o.Database, o.schema(label, false))
+}
+
+// schema is where PostgreSQL has the rows of a log.
+func (o LogsOptions) schema(label string, readOnly bool) database.Options {
+	return database.Options{Schema: "log_" + strings.ReplaceAll(label, "-", "_"), PasswordFile: o.DatabasePasswordFile, MaxConns: 12, ReadOnly: readOnly}
+}
+
+// fenceSchema is where it has the fence.
+func (o LogsOptions) fenceSchema(readOnly bool) database.Options {
+	return database.Options{Schema: "fence", PasswordFile: o.DatabasePasswordFile, MaxConns: 4, ReadOnly: readOnly}
 }
 
 // open opens a log and what serves it, and puts its metrics beside those of the others. A failed attempt
@@ -421,7 +432,8 @@ func (l *Logs) opened(ctx context.Context, m *member, reg prometheus.Registerer)
 	return o, err
 }
 
-// firstIndex is how many entries the Rekor v1 logs before m have.
+// firstIndex is how many indexes the Rekor v1 logs before m have given away: those of their entries and of what
+// they have lost, which somebody may hold a promise for.
 func (l *Logs) firstIndex(m *member) uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -431,7 +443,7 @@ func (l *Logs) firstIndex(m *member) uint64 {
 			break
 		}
 		if older.spec.Kind == log.Rekor1 && older.log != nil {
-			first += older.log.Checkpoint().Size
+			first += older.log.Checkpoint().Size + older.record.Final.lost()
 		}
 	}
 	return first
@@ -490,7 +502,7 @@ func (l *Logs) show() error {
 			if len(v1) == 0 {
 				v1db = m.db
 			}
-			v1, frozen = append(v1, rekor1.Shard{Log: m.log, Index: m.index}), m.record.State == Frozen
+			v1, frozen = append(v1, rekor1.Shard{Log: m.log, Index: m.index, Lost: m.record.Final.lost()}), m.record.State == Frozen
 		case log.Rekor2:
 			v2 = append(v2, m.log)
 		case log.CT:
@@ -536,49 +548,6 @@ func (l *Logs) openAttestations(db *database.DB) (rekor1.Attestations, error) {
 	}
 	blobs, err := database.OpenBlobs(context.Background(), db, "attestations")
 	return rekor1.SharedAttestations{Blobs: blobs}, err
-}
-
-// AdoptLog gives the log with this label ("rekor1", "rekor2", "ct-<shard>") a new fence record, see log.Adopt.
-// The logs must not be open.
-func AdoptLog(ctx context.Context, opts LogsOptions, label string, size uint64) (log.Record, error) {
-	fence, closeFence, err := opts.openFence(ctx)
-	if err != nil {
-		return log.Record{}, err
-	}
-	defer closeFence()
-	file, err := ReadShards(opts.Dir)
-	if err != nil {
-		return log.Record{}, err
-	}
-	members, err := opts.members(file)
-	if err != nil {
-		return log.Record{}, err
-	}
-	var labels []string
-	for _, m := range members {
-		labels = append(labels, m.spec.Label)
-		if m.spec.Label != label {
-			continue
-		}
-		o, err := opts.options(m)
-		if err != nil {
-			return log.Record{}, err
-		}
-		if o.DB, err = opts.openDatabase(ctx, o.Label); err != nil {
-			return log.Record{}, err
-		}
-		if o.DB != nil {
-			defer o.DB.Close()
-		}
-		tree, err := m.spec.Tree.open(ctx, o.Kind, o.Label, o.Dir)
-		if err != nil {
-			return log.Record{}, err
-		}
-		defer tree.Close()
-		o.Tree, o.Fence = tree, fence
-		return log.Adopt(ctx, o, size)
-	}
-	return log.Record{}, fmt.Errorf("there is no log %q here, only %q", label, labels)
 }
 
 // CT submits to the newest CT log in this process.

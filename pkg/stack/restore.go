@@ -13,6 +13,10 @@ import (
 	"github.com/attestry/attestry/pkg/log/tiles"
 )
 
+// restoredName is a file beside a log with the checkpoint of the backup that it was restored from. Should entries
+// have come after that, it shows that this tree was signed.
+const restoredName = "restored.checkpoint"
+
 // unfinished marks a directory whose restore did not come to its end.
 const unfinished = "restore-unfinished"
 
@@ -51,10 +55,48 @@ func Restore(ctx context.Context, from, verifier, dir string) (*Manifest, error)
 			return nil, fmt.Errorf("restoring: %w", err)
 		}
 	}
+	for _, l := range m.Logs {
+		if l.Checkpoint == "" {
+			continue
+		}
+		if err := durable.WriteFile(filepath.Join(dir, filepath.FromSlash(l.Dir), restoredName), []byte(l.Checkpoint), 0o644); err != nil {
+			return nil, fmt.Errorf("restoring: %w", err)
+		}
+	}
 	if err := syncFileSystem(dir); err != nil {
 		return nil, fmt.Errorf("making what was restored durable: %w", err)
 	}
 	return m, errors.Join(os.Remove(mark), durable.SyncDir(dir))
+}
+
+// RestoreLogs restores the logs of a server that runs alone, whose backup they must be.
+func RestoreLogs(ctx context.Context, from, verifier string, o LogsOptions) (*Manifest, error) {
+	if text := o.ElsewhereRestore(); text != "" {
+		return nil, errors.New(text)
+	}
+	m, err := readManifest(from, verifier)
+	if err != nil {
+		return nil, err
+	}
+	backedUp := map[string]BackedUpLog{}
+	for _, l := range m.Logs {
+		backedUp[l.Label] = l
+	}
+	for _, spec := range o.Logs {
+		id, err := log.IDOf(spec.Key)
+		if err != nil {
+			return nil, fmt.Errorf("log %s: %w", spec.Label, err)
+		}
+		switch l, ok := backedUp[spec.Label]; {
+		case !ok:
+			return nil, fmt.Errorf("the backup has no log %s", spec.Label)
+		case l.Dir != spec.Label:
+			return nil, fmt.Errorf("the backup is of an instance of `attestry up`: restore it with --dir")
+		case l.KeyID != id.String():
+			return nil, fmt.Errorf("the backup's log %s has key %s, configuration names %s", l.Label, l.KeyID, id)
+		}
+	}
+	return Restore(ctx, from, verifier, o.Dir)
 }
 
 func empty(dir string) error {

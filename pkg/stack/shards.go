@@ -59,6 +59,14 @@ type FinalTree struct {
 	Root       string    `json:"root"`       // hex
 	Checkpoint string    `json:"checkpoint"` // signed note
 	Time       time.Time `json:"time"`       // when it was frozen; signatures of the key end there
+	// Lost is set when the log ended because entries behind the tree were lost.
+	Lost *LostEntries `json:"lost,omitempty"`
+}
+
+// LostEntries are indexes of one log, From ≤ index < To, that its key has promised and nobody has.
+type LostEntries struct {
+	From uint64 `json:"from"` // the size of what is left
+	To   uint64 `json:"to"`
 }
 
 func finalTree(cp *log.Checkpoint, now time.Time) *FinalTree {
@@ -70,7 +78,18 @@ func (f *FinalTree) record() (*log.Record, error) {
 	if err != nil || len(raw) != 32 {
 		return nil, fmt.Errorf("final root %q is not 32 bytes in hex", f.Root)
 	}
-	return &log.Record{Size: f.Size, Root: [32]byte(raw), Promised: f.Size}, nil
+	if f.Lost != nil && (f.Lost.From != f.Size || f.Lost.To <= f.Lost.From) {
+		return nil, fmt.Errorf("a final tree of size %d cannot have lost %d..%d", f.Size, f.Lost.From, f.Lost.To)
+	}
+	return &log.Record{Size: f.Size, Root: [32]byte(raw), Promised: f.Size + f.lost()}, nil
+}
+
+// lost is how many entries were lost behind the tree.
+func (f *FinalTree) lost() uint64 {
+	if f == nil || f.Lost == nil {
+		return 0
+	}
+	return f.Lost.To - f.Lost.From
 }
 
 // ShardFile is shards.json in the logs' directory: which logs there are beside those that configuration

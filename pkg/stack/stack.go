@@ -162,8 +162,11 @@ func upLimits() Limits {
 	return l
 }
 
-// Adopt gives a log of the stopped instance in dir a new fence record, see AdoptLog.
-func Adopt(ctx context.Context, opts Options, label string, size uint64) (log.Record, error) {
+// Adopt adopts a log of the stopped instance in dir, see AdoptLog.
+func Adopt(ctx context.Context, opts Options, a Adoption) (log.Record, error) {
+	if err := finished(opts.Dir); err != nil {
+		return log.Record{}, err
+	}
 	stored, err := os.ReadFile(filepath.Join(opts.Dir, "url"))
 	if err != nil {
 		return log.Record{}, fmt.Errorf("%s is not the directory of an instance: %w", opts.Dir, err)
@@ -183,7 +186,7 @@ func Adopt(ctx context.Context, opts Options, label string, size uint64) (log.Re
 	if err != nil {
 		return log.Record{}, err
 	}
-	return AdoptLog(ctx, s.logsOptions(material), label, size)
+	return AdoptLog(ctx, s.logsOptions(material), a)
 }
 
 // URL is the public URL without a closing slash.

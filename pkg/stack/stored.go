@@ -3,7 +3,6 @@ package stack
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,20 +12,28 @@ import (
 	"slices"
 	"time"
 
+	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/tiles"
 )
 
-// storedLog is a log in its files, which are only read: it may run.
+// storedLog is a log where it is stored. It is only read: it may run.
 type storedLog struct {
 	log.Options
-	tree    *tiles.Dir
+	tree    log.TreeReader
+	final   *FinalTree   // of a frozen log
 	records []log.Record // of the fence, newest first; none when it has no record or no fence is named
+	db      *database.DB // of rows and issuers; nil for files in Dir
+	close   func() error // closes tree and db
 }
 
-// storedLogs returns the logs that have begun, in the order of configuration. Their trees must be directories; trees in
-// S3 and Trillian have no files here.
+// storedLogs opens the logs that have begun, in the order of configuration. closeStored closes them.
 func (o LogsOptions) storedLogs(ctx context.Context) (stored []storedLog, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeStored(stored))
+		}
+	}()
 	file, err := ReadShards(o.Dir)
 	if err != nil {
 		return nil, err
@@ -35,63 +42,86 @@ func (o LogsOptions) storedLogs(ctx context.Context) (stored []storedLog, err er
 	if err != nil {
 		return nil, err
 	}
+	recorded, closeFence, err := o.peekFence(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeFence()) }()
 	for _, m := range members {
 		if m.record.State == Planned || m.record.State == Published {
 			continue
 		}
-		if m.spec.Tree.Shared() {
-			return nil, fmt.Errorf("the tree of log %s is in store %s: this reads directories only", m.spec.Label, m.spec.Tree.Store)
-		}
-		l, err := o.options(m)
+		s, err := o.stored(ctx, m, recorded)
 		if err != nil {
-			return nil, err
-		}
-		s := storedLog{Options: l}
-		if s.tree, err = tiles.OpenDir(filepath.Join(l.Dir, "tiles"), l.Kind); err != nil {
-			return nil, fmt.Errorf("log %s: %w", l.Label, err)
-		}
-		if s.records, err = o.recorded(ctx, l.Key); err != nil {
-			return nil, fmt.Errorf("log %s: %w", l.Label, err)
+			return stored, fmt.Errorf("log %s: %w", m.spec.Label, err)
 		}
 		stored = append(stored, s)
 	}
 	return stored, nil
 }
 
-// recorded returns what the fence has recorded of a key, newest first; none when it has no record.
-func (o LogsOptions) recorded(ctx context.Context, key crypto.Signer) ([]log.Record, error) {
-	id, err := log.IDOf(key)
-	if err != nil {
-		return nil, err
+func closeStored(stored []storedLog) error {
+	var errs []error
+	for _, s := range stored {
+		errs = append(errs, s.close())
 	}
-	var records []log.Record
-	if o.FenceURI == "" {
-		records, err = log.PeekFence(o.FenceDir, id)
-	} else {
-		fence, closeFence, openErr := o.openFence(ctx) // readers of this one need no lock
-		if openErr != nil {
-			return nil, openErr
-		}
-		defer closeFence()
-		var last log.Record
-		if last, err = fence.Last(ctx, id); err == nil {
-			records = append(records, last)
-		}
-	}
-	if errors.Is(err, log.ErrNoRecord) {
-		return nil, nil
-	}
-	return records, err
+	return errors.Join(errs...)
 }
 
-// openRows reads the rows where they are. The second result closes them.
-func (o LogsOptions) openRows(ctx context.Context, s storedLog) (*log.StoredRows, func() error, error) {
-	db, err := o.openDatabase(ctx, s.Label)
-	if err != nil {
-		return nil, nil, err
+// stored opens one log. What the fence has recorded is read before the tree, which then has it all.
+func (o LogsOptions) stored(ctx context.Context, m *member, recorded peek) (s storedLog, err error) {
+	s.close = func() error { return nil }
+	if s.Options, err = o.options(m); err != nil {
+		return s, err
 	}
-	if db != nil {
-		return log.StoredRowsIn(db), db.Close, nil
+	id, err := log.IDOf(s.Key)
+	if err != nil {
+		return s, err
+	}
+	if s.records, err = recorded(ctx, id); err != nil && !errors.Is(err, log.ErrNoRecord) {
+		return s, err
+	}
+	if s.final = m.record.Final; s.final.lost() > 0 {
+		if s.records, err = s.final.seal(s.Options, s.records); err != nil {
+			return s, err
+		}
+	}
+	if o.Database != "" {
+		if s.db, err = database.Open(ctx, o.Database, o.schema(s.Label, true)); err != nil {
+			return s, err
+		}
+		s.close = s.db.Close
+	}
+	tree, closeTree, err := m.spec.Tree.read(ctx, s.Kind, s.Label, s.Dir)
+	if err != nil {
+		return s, errors.Join(err, s.close())
+	}
+	closeDB := s.close
+	s.tree, s.close = tree, func() error { return errors.Join(closeTree(), closeDB()) }
+	return s, nil
+}
+
+// peek returns what the fence has recorded of a key, newest first, or log.ErrNoRecord.
+type peek func(ctx context.Context, key log.KeyID) ([]log.Record, error)
+
+// peekFence reads the fence where it is, without its lock and without writing. The second result closes it.
+func (o LogsOptions) peekFence(ctx context.Context) (peek, func() error, error) {
+	if o.FenceURI == "" {
+		return func(_ context.Context, key log.KeyID) ([]log.Record, error) { return log.PeekFence(o.FenceDir, key) }, func() error { return nil }, nil
+	}
+	db, err := database.Open(ctx, o.FenceURI, o.fenceSchema(true))
+	if err != nil {
+		return nil, nil, fmt.Errorf("opening the fence: %w", err)
+	}
+	return func(ctx context.Context, key log.KeyID) ([]log.Record, error) {
+		return log.PeekPostgresFence(ctx, db, key)
+	}, db.Close, nil
+}
+
+// rows reads the rows where they are. The second result closes them.
+func (s storedLog) rows() (*log.StoredRows, func() error, error) {
+	if s.db != nil {
+		return log.StoredRowsIn(s.db), func() error { return nil }, nil
 	}
 	rows, err := log.OpenStoredRows(s.Dir)
 	if err != nil {
@@ -102,7 +132,14 @@ func (o LogsOptions) openRows(ctx context.Context, s storedLog) (*log.StoredRows
 
 // issuer reads a certificate that a CT log stores under its fingerprint.
 func (s storedLog) issuer(fingerprint [32]byte) ([]byte, error) {
-	return os.ReadFile(filepath.Join(s.Dir, "issuers", fmt.Sprintf("%x", fingerprint)))
+	if s.db == nil {
+		return os.ReadFile(filepath.Join(s.Dir, "issuers", fmt.Sprintf("%x", fingerprint)))
+	}
+	der, ok, err := database.StoredBlobs(s.db, "issuers").Get(context.Background(), fingerprint)
+	if err == nil && !ok {
+		err = errors.New("the database does not have it")
+	}
+	return der, err
 }
 
 // CheckedLog is the outcome of one log's check.
@@ -116,11 +153,12 @@ const maxStrays = 100
 
 // CheckLogs checks the logs with these labels, all when there are none, see log.Check. Checkpoints are signed notes by the names of
 // their files: each must be of one of the logs, and of this tree or a beginning of it.
-func CheckLogs(ctx context.Context, o LogsOptions, labels []string, checkpoints map[string][]byte, report func(label string, f log.Finding)) ([]CheckedLog, error) {
+func CheckLogs(ctx context.Context, o LogsOptions, labels []string, checkpoints map[string][]byte, report func(label string, f log.Finding)) (all []CheckedLog, err error) {
 	stored, err := o.storedLogs(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, closeStored(stored)) }()
 	if err := known(stored, labels); err != nil {
 		return nil, err
 	}
@@ -128,12 +166,11 @@ func CheckLogs(ctx context.Context, o LogsOptions, labels []string, checkpoints 
 	if err != nil {
 		return nil, err
 	}
-	var all []CheckedLog
 	for _, s := range stored {
 		if len(labels) > 0 && !slices.Contains(labels, s.Label) {
 			continue
 		}
-		rows, closeRows, err := o.openRows(ctx, s)
+		rows, closeRows, err := s.rows()
 		if err != nil {
 			return all, fmt.Errorf("checking log %s: %w", s.Label, err)
 		}
@@ -186,6 +223,16 @@ func (s storedLog) check(ctx context.Context, rows *log.StoredRows, signed []log
 	for _, r := range s.records {
 		signed = append(signed, log.SignedTree{Size: r.Size, Root: r.Root, By: "fence"})
 	}
+	if s.final != nil {
+		final, err := s.final.record()
+		if err != nil {
+			return log.Checked{}, err
+		}
+		signed = append(signed, log.SignedTree{Size: final.Size, Root: final.Root, By: shardsName})
+		if lost := s.final.Lost; lost != nil {
+			report(log.Finding{Harmless: true, What: "lost", Where: shardsName, Detail: fmt.Sprintf("entries %d to %d are lost; the log ended there", lost.From, lost.To-1)})
+		}
+	}
 	if size, err := s.tree.Size(ctx); len(s.records) == 0 && (err != nil || size > 0) {
 		if err != nil {
 			return log.Checked{}, err
@@ -200,18 +247,21 @@ func (s storedLog) check(ctx context.Context, rows *log.StoredRows, signed []log
 	if err != nil {
 		return checked, err
 	}
-	return checked, s.strays(ctx, report)
+	if dir, ok := s.tree.(*tiles.Dir); ok {
+		return checked, strays(ctx, dir, report)
+	}
+	return checked, nil
 }
 
 // strays reports files past the tree. While the log runs, those of a batch on its way are not past it for long.
-func (s storedLog) strays(ctx context.Context, report func(log.Finding)) error {
+func strays(ctx context.Context, tree *tiles.Dir, report func(log.Finding)) error {
 	list := func() (map[string]bool, error) {
-		size, err := s.tree.Size(ctx)
+		size, err := tree.Size(ctx)
 		if err != nil {
 			return nil, err
 		}
 		names := map[string]bool{}
-		err = s.tree.Strays(size, func(name string) error { names[name] = true; return nil })
+		err = tree.Strays(size, func(name string) error { names[name] = true; return nil })
 		return names, err
 	}
 	first, err := list()

@@ -108,31 +108,65 @@ func (s TreeSpec) open(ctx context.Context, kind log.Kind, label, dir string) (o
 	case "", StorePosix:
 		return tiles.Open(ctx, filepath.Join(dir, "tiles"), kind)
 	case StoreS3:
-		prefix := s.Prefix
-		if prefix == "" {
-			prefix = label + "/"
-		}
-		return tiles.OpenS3(ctx, tiles.S3Options{
-			Endpoint: s.Endpoint, Region: s.Region, Bucket: s.Bucket, Prefix: prefix, PathStyle: s.PathStyle,
-			AccessKeyFile: s.AccessKeyFile, SecretKeyFile: s.SecretKeyFile, AmbientCredentials: s.AmbientCredentials,
-			MySQLDSN: s.MySQLDSN, MySQLPasswordFile: s.MySQLPasswordFile,
-		}, kind)
+		return tiles.OpenS3(ctx, s.s3(label), kind)
 	case StoreTrillian:
-		o := trillian.Options{Address: s.Address, TreeID: s.TreeID}
-		if s.CAFile != "" {
-			pem, err := os.ReadFile(s.CAFile)
-			if err != nil {
-				return nil, fmt.Errorf("tree.ca-file: %w", err)
-			}
-			o.TLS = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
-			if !o.TLS.RootCAs.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("tree.ca-file %s: no certificates", s.CAFile)
-			}
-		}
-		return trillian.Open(ctx, o)
+		return s.trillian(ctx)
 	case StoreEmbedded:
 		return trillian.OpenEmbedded(ctx, trillian.EmbeddedOptions{URI: s.PostgresURI, Name: label})
 	default:
 		return nil, errors.New("unknown store of a tree: " + s.Store)
 	}
+}
+
+// read opens the tree where it is for reading alone, whoever else has it open. The second result closes it.
+func (s TreeSpec) read(ctx context.Context, kind log.Kind, label, dir string) (log.TreeReader, func() error, error) {
+	var tree interface {
+		log.TreeReader
+		io.Closer
+	}
+	var err error
+	switch s.Store {
+	case "", StorePosix:
+		tree, err := tiles.OpenDir(filepath.Join(dir, "tiles"), kind)
+		return tree, func() error { return nil }, err
+	case StoreS3:
+		tree, err = tiles.OpenS3Reader(ctx, s.s3(label), kind)
+	case StoreTrillian:
+		tree, err = s.trillian(ctx) // reads until something is appended
+	case StoreEmbedded:
+		tree, err = trillian.OpenEmbeddedReader(ctx, trillian.EmbeddedOptions{URI: s.PostgresURI, Name: label})
+	default:
+		err = errors.New("unknown store of a tree: " + s.Store)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return tree, tree.Close, nil
+}
+
+func (s TreeSpec) s3(label string) tiles.S3Options {
+	prefix := s.Prefix
+	if prefix == "" {
+		prefix = label + "/"
+	}
+	return tiles.S3Options{
+		Endpoint: s.Endpoint, Region: s.Region, Bucket: s.Bucket, Prefix: prefix, PathStyle: s.PathStyle,
+		AccessKeyFile: s.AccessKeyFile, SecretKeyFile: s.SecretKeyFile, AmbientCredentials: s.AmbientCredentials,
+		MySQLDSN: s.MySQLDSN, MySQLPasswordFile: s.MySQLPasswordFile,
+	}
+}
+
+func (s TreeSpec) trillian(ctx context.Context) (*trillian.Tree, error) {
+	o := trillian.Options{Address: s.Address, TreeID: s.TreeID}
+	if s.CAFile != "" {
+		pem, err := os.ReadFile(s.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("tree.ca-file: %w", err)
+		}
+		o.TLS = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+		if !o.TLS.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("tree.ca-file %s: no certificates", s.CAFile)
+		}
+	}
+	return trillian.Open(ctx, o)
 }

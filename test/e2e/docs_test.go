@@ -171,8 +171,8 @@ func optional(t *testing.T, name string) (path string) {
 // page promises a complete list.
 func TestTheDocsNameWhatThereIs(t *testing.T) {
 	operate, develop := readFile(t, repository+"/docs/operate.md"), readFile(t, repository+"/docs/develop.md")
-	for _, program := range []string{"ca", "tlog", "tsa", "tuf-publisher"} {
-		config := readFile(t, filepath.Join(repository, "cmd", program, "config.go"))
+	for program, dir := range map[string]string{"ca": "cmd", "tlog": "pkg", "tsa": "cmd", "tuf-publisher": "cmd"} {
+		config := readFile(t, filepath.Join(repository, dir, program, "config.go"))
 		for _, m := range regexp.MustCompile(`mapstructure:"([^"]+)"`).FindAllStringSubmatch(config, -1) {
 			if !regexp.MustCompile(`(?m)[\s{]` + m[1] + `:`).MatchString(operate) {
 				t.Errorf("docs/operate.md does not show the key %s of cmd/%s", m[1], program)

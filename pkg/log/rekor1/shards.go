@@ -17,10 +17,12 @@ import (
 type Shard struct {
 	Log   Log
 	Index Index // finds its entries; nil when the server has no search, for all shards alike
+	// Lost is how many entries behind its last one were lost. Their virtual indexes stay taken.
+	Lost uint64
 }
 
 // shards is the trees behind the API between two cut-overs. An entry's virtual index is its index in
-// its tree and the sizes of all older trees; those are frozen, so that it never changes.
+// its tree and the sizes of all older trees, with what these have lost; they are frozen, so that it never changes.
 type shards struct {
 	list     []*shard      // oldest first
 	frozen   bool          // the newest takes no entries either
@@ -81,7 +83,7 @@ func newShards(list []Shard, frozen bool) (*shards, error) {
 		logID := given.Log.LogID()
 		s.tree, s.logID = strconv.FormatInt(s.treeID, 10), hex.EncodeToString(logID[:])
 		set.list = append(set.list, s)
-		first += given.Log.Checkpoint().Size
+		first += given.Log.Checkpoint().Size + given.Lost
 	}
 	return set, nil
 }

@@ -2,6 +2,7 @@ package tiles
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"net/url"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/go-sql-driver/mysql"
 	"github.com/transparency-dev/tessera"
 	"github.com/transparency-dev/tessera/api/layout"
 	tesseraaws "github.com/transparency-dev/tessera/storage/aws"
@@ -120,6 +122,69 @@ func OpenS3(ctx context.Context, o S3Options, kind log.Kind) (*S3Tree, error) {
 		store:  &objects{client: s3.NewFromConfig(cfg, clientOptions(o)), bucket: o.Bucket},
 		bundle: opts.EntriesPath(),
 	}, nil
+}
+
+// S3Reader reads the tree of an S3Tree, which other processes may have open. It writes nothing, neither into the bucket nor
+// into MySQL.
+type S3Reader struct {
+	store  *objects
+	db     *sql.DB
+	bundle func(index uint64, width uint8) string
+}
+
+// OpenS3Reader opens a tree that is there.
+func OpenS3Reader(ctx context.Context, o S3Options, kind log.Kind) (*S3Reader, error) {
+	o, err := o.complete()
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := sdkConfig(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	dsn, err := mysqlDSN(o)
+	if err != nil {
+		return nil, err
+	}
+	connector, err := mysql.NewConnector(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("opening MySQL database %s: %w", dsn.DBName, err)
+	}
+	r := &S3Reader{
+		store:  &objects{client: s3.NewFromConfig(cfg, clientOptions(o)), bucket: o.Bucket},
+		db:     sql.OpenDB(connector),
+		bundle: appendOptions(kind, &bookkeeper{}, o.MaxOutstanding).EntriesPath(),
+	}
+	r.db.SetMaxOpenConns(o.MaxConns)
+	if _, err := r.Size(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("there is no tree in MySQL database %s: %w", dsn.DBName, err), r.db.Close())
+	}
+	return r, nil
+}
+
+// Close closes the connections to MySQL.
+func (r *S3Reader) Close() error { return r.db.Close() }
+
+// Size implements log.TreeReader: what Tessera's driver has integrated.
+func (r *S3Reader) Size(ctx context.Context) (size uint64, err error) {
+	if err := r.db.QueryRowContext(ctx, `SELECT seq FROM IntCoord WHERE id = 0`).Scan(&size); err != nil {
+		return 0, fmt.Errorf("reading the tree's size: %w", err)
+	}
+	return size, nil
+}
+
+// Tile implements log.TileReader.
+func (r *S3Reader) Tile(ctx context.Context, level, index uint64, width uint8) ([]byte, error) {
+	return atLeast(ctx, level, index, width, r.Size, func(ctx context.Context, width uint8) ([]byte, error) {
+		return r.store.get(ctx, layout.TilePath(level, index, width))
+	})
+}
+
+// Bundle implements log.TreeReader.
+func (r *S3Reader) Bundle(ctx context.Context, index uint64, width uint8) ([]byte, error) {
+	return atLeast(ctx, 0, index, width, r.Size, func(ctx context.Context, width uint8) ([]byte, error) {
+		return r.store.get(ctx, r.bundle(index, width))
+	})
 }
 
 // complete checks o and fills in its defaults.
@@ -286,4 +351,7 @@ func (t *S3Tree) Bundle(ctx context.Context, index uint64, width uint8) ([]byte,
 	})
 }
 
-var _ log.TileTree = (*S3Tree)(nil)
+var (
+	_ log.TileTree   = (*S3Tree)(nil)
+	_ log.TileReader = (*S3Reader)(nil)
+)

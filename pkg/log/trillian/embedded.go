@@ -16,6 +16,7 @@ import (
 	"github.com/google/trillian/storage/postgresql"
 	"github.com/google/trillian/trees"
 	"github.com/google/trillian/util/clock"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -62,12 +63,64 @@ type EmbeddedTree struct {
 // OpenEmbedded opens the tree, and creates Trillian's tables and the tree when they are missing.
 // Errors: fault.Invalid for what is wrong in o.
 func OpenEmbedded(ctx context.Context, o EmbeddedOptions) (*EmbeddedTree, error) {
+	o, cfg, err := o.complete()
+	if err != nil {
+		return nil, err
+	}
+	t, admin, rpc, err := newEmbedded(ctx, o, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.prepare(ctx, o, admin, rpc); err != nil {
+		t.pool.Close()
+		return nil, fmt.Errorf("opening the Trillian tree: %w", err)
+	}
+	t.reader = reader{server: local{rpc, t.tree}, treeID: t.tree.TreeId, timeout: o.Timeout}
+	return t, nil
+}
+
+// EmbeddedReader reads the tree of an EmbeddedTree, which other processes may have open.
+type EmbeddedReader struct {
+	reader
+	pool *pgxpool.Pool
+}
+
+// OpenEmbeddedReader opens a tree that is there, in sessions that cannot write.
+func OpenEmbeddedReader(ctx context.Context, o EmbeddedOptions) (*EmbeddedReader, error) {
+	o, cfg, err := o.complete()
+	if err != nil {
+		return nil, err
+	}
+	cfg.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
+	cfg.ConnConfig.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsPrimary // a standby may be behind
+	t, admin, rpc, err := newEmbedded(ctx, o, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if t.tree, err = lookUpTree(ctx, o, admin); err == nil && t.tree == nil {
+		err = fault.New(fault.Invalid, "tree_unknown", nil, "the Trillian database has no tree called %q", o.Name)
+	}
+	if err != nil {
+		t.pool.Close()
+		return nil, fmt.Errorf("opening the Trillian tree: %w", err)
+	}
+	return &EmbeddedReader{reader{server: local{rpc, t.tree}, treeID: t.tree.TreeId, timeout: o.Timeout}, t.pool}, nil
+}
+
+// Close closes the connections to the database.
+func (r *EmbeddedReader) Close() error {
+	r.pool.Close()
+	return nil
+}
+
+// complete checks o and fills in its defaults.
+func (o EmbeddedOptions) complete() (EmbeddedOptions, *pgxpool.Config, error) {
 	if o.TreeID == 0 && o.Name == "" {
-		return nil, fault.New(fault.Invalid, "tree_missing", nil, "neither ID nor name of a Trillian tree is configured")
+		return o, nil, fault.New(fault.Invalid, "tree_missing", nil, "neither ID nor name of a Trillian tree is configured")
 	}
 	cfg, err := pgxpool.ParseConfig(o.URI)
 	if err != nil { // pgx keeps the password out of it
-		return nil, fault.New(fault.Invalid, "postgres_uri_invalid", err, "the PostgreSQL URI of the Trillian tree cannot be read")
+		return o, nil, fault.New(fault.Invalid, "postgres_uri_invalid", err, "the PostgreSQL URI of the Trillian tree cannot be read")
 	}
 	cfg.MaxConns = defaultConns
 	if o.MaxConns > 0 {
@@ -82,20 +135,20 @@ func OpenEmbedded(ctx context.Context, o EmbeddedOptions) (*EmbeddedTree, error)
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	return o, cfg, nil
+}
+
+// newEmbedded connects to the database; the tree is still to be found.
+func newEmbedded(ctx context.Context, o EmbeddedOptions, cfg *pgxpool.Config) (*EmbeddedTree, storage.AdminStorage, *server.TrillianLogRPCServer, error) {
 	pool, err := pgxpool.NewWithConfig(context.WithoutCancel(ctx), cfg)
 	if err != nil {
-		return nil, fmt.Errorf("opening the Trillian database: %w", err)
+		return nil, nil, nil, fmt.Errorf("opening the Trillian database: %w", err)
 	}
 	t := &EmbeddedTree{pool: pool, storage: postgresql.NewLogStorage(pool, nil), clock: &forwardClock{TimeSource: clock.System, now: o.Now}}
 	tlog.InitMetrics(nil)
 	admin := postgresql.NewAdminStorage(pool)
 	rpc := server.NewTrillianLogRPCServer(extension.Registry{AdminStorage: admin, LogStorage: t.storage, QuotaManager: quota.Noop()}, t.clock)
-	if err := t.prepare(ctx, o, admin, rpc); err != nil {
-		pool.Close()
-		return nil, fmt.Errorf("opening the Trillian tree: %w", err)
-	}
-	t.reader = reader{server: local{rpc, t.tree}, treeID: t.tree.TreeId, timeout: o.Timeout}
-	return t, nil
+	return t, admin, rpc, nil
 }
 
 // prepare finds or makes tables and tree. Of several processes one does it, the others wait.
@@ -131,6 +184,18 @@ func (t *EmbeddedTree) prepare(ctx context.Context, o EmbeddedOptions, admin sto
 }
 
 func findTree(ctx context.Context, o EmbeddedOptions, admin storage.AdminStorage) (*api.Tree, error) {
+	tree, err := lookUpTree(ctx, o, admin)
+	if err != nil || tree != nil {
+		return tree, err
+	}
+	if tree, err = storage.CreateTree(ctx, admin, newTree(o.Name)); err != nil {
+		return nil, fmt.Errorf("creating tree %q: %w", o.Name, err)
+	}
+	return tree, nil
+}
+
+// lookUpTree returns the tree that o names, nil when there is none of that name.
+func lookUpTree(ctx context.Context, o EmbeddedOptions, admin storage.AdminStorage) (*api.Tree, error) {
 	all, err := storage.ListTrees(ctx, admin, false)
 	if err != nil {
 		return nil, storeError(ctx, fmt.Errorf("listing trees: %w", err))
@@ -151,11 +216,7 @@ func findTree(ctx context.Context, o EmbeddedOptions, admin storage.AdminStorage
 	case o.TreeID != 0:
 		return nil, fault.New(fault.Invalid, "tree_unknown", nil, "the Trillian database has no tree %d", o.TreeID)
 	}
-	tree, err := storage.CreateTree(ctx, admin, newTree(o.Name))
-	if err != nil {
-		return nil, fmt.Errorf("creating tree %q: %w", o.Name, err)
-	}
-	return tree, nil
+	return nil, nil
 }
 
 // Close closes the connections to the database.

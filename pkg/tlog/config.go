@@ -1,4 +1,6 @@
-package main
+// Package tlog is the configuration of a server of transparency logs, as cmd/tlog serves them and as the commands that look
+// after its logs read it.
+package tlog
 
 import (
 	"cmp"
@@ -16,8 +18,8 @@ import (
 	"github.com/attestry/attestry/pkg/stack"
 )
 
-// serverConfig is the YAML file of tlog. A log runs when it has a key.
-type serverConfig struct {
+// Config is the YAML file of tlog. A log runs when it has a key.
+type Config struct {
 	// Listen is the address of the public listener. Default 127.0.0.1:3000.
 	Listen string `mapstructure:"listen"`
 	// OpsListen is the address of /metrics, /healthz and /readyz. Default 127.0.0.1:2112.
@@ -183,7 +185,7 @@ type logConfig struct {
 }
 
 // list returns the logs that run, of each kind oldest first.
-func (c *serverConfig) list() []logConfig {
+func (c *Config) list() []logConfig {
 	var logs []logConfig
 	add := func(kind log.Kind, at string, first shardConfig, shards []shardConfig) {
 		if first.Key != "" {
@@ -213,8 +215,14 @@ func (c *serverConfig) list() []logConfig {
 	return logs
 }
 
-func defaults() *serverConfig {
-	c := &serverConfig{Listen: "127.0.0.1:3000", OpsListen: "127.0.0.1:2112", ShutdownGrace: 8 * time.Second}
+// Load reads the file at path ("" for none) and the environment (TLOG_…) over the defaults. All problems come in one error.
+func Load(path string) (*Config, error) {
+	c := defaults()
+	return c, config.Load(c, path, "TLOG")
+}
+
+func defaults() *Config {
+	c := &Config{Listen: "127.0.0.1:3000", OpsListen: "127.0.0.1:2112", ShutdownGrace: 8 * time.Second}
 	c.CT.Shard = "main"
 	c.Rekor1.MaxAttestation = rekor1.DefaultMaxAttestation
 	l := stack.DefaultLimits()
@@ -225,7 +233,7 @@ func defaults() *serverConfig {
 }
 
 // Validate implements config.Validator.
-func (c *serverConfig) Validate() error {
+func (c *Config) Validate() error {
 	var p config.Problems
 	if c.Dir == "" {
 		p.Addf("dir is required")
@@ -298,7 +306,7 @@ func isPostgres(uri string) bool {
 	return strings.HasPrefix(uri, "postgres://") || strings.HasPrefix(uri, "postgresql://")
 }
 
-func (c *serverConfig) limits() (stack.Limits, error) {
+func (c *Config) limits() (stack.Limits, error) {
 	l := c.Limits
 	proxies, err := limit.ParseProxies(l.TrustedProxies)
 	return stack.Limits{
@@ -353,7 +361,7 @@ func (s shardConfig) check(p *config.Problems, at string, i int) {
 	}
 }
 
-func (c *serverConfig) host() string {
+func (c *Config) host() string {
 	u, err := url.Parse(c.URL)
 	if err != nil {
 		return "" // Validate has said so

@@ -1,7 +1,6 @@
-package main
+package tlog
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -23,8 +22,7 @@ func TestTheConfigurationsInTheDocsLoad(t *testing.T) {
 		if err := os.WriteFile(path, b[1], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		var out bytes.Buffer
-		cfg, _, err := loadConfig([]string{"-config", path}, &out)
+		cfg, err := Load(path)
 		if err != nil {
 			t.Errorf("configuration %d: %v", i+1, err)
 			continue
