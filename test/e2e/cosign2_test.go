@@ -21,8 +21,8 @@ func cosign2Blob(b *sandbox, s *stack, cosign string) (blob, bundle string) {
 	return blob, bundle
 }
 
-// runCosign2 drives a cosign of the second generation against s. Signing configs, and bundles beside images, are
-// known to 2.6, not to 2.4.
+// runCosign2 drives a cosign of the second generation against s. Signing configs, bundles beside images and TUF_MIRROR
+// are known to 2.6, not to 2.4.
 func runCosign2(t *testing.T, s *stack, cosign string, knowsConfigs bool) {
 	urls := []string{"--fulcio-url", s.url, "--rekor-url", s.url, "--oidc-issuer", s.issuer()}
 	tsa := []string{"--timestamp-server-url", s.url + "/api/v1/timestamp"}
@@ -60,8 +60,7 @@ func runCosign2(t *testing.T, s *stack, cosign string, knowsConfigs bool) {
 	})
 	t.Run("a blob, bundle", func(t *testing.T) {
 		b := newSandbox(t)
-		b.set("TUF_MIRROR", s.url+"/tuf")
-		b.set("TUF_ROOT_JSON", s.client("root.json"))
+		b.source(s.client(map[bool]string{true: "env", false: "env.cosign2"}[knowsConfigs]))
 		blob, bundle := b.file("blob", "bundle"), b.path("bundle")
 		b.must(cosign, flags([]string{"sign-blob", "--new-bundle-format"}, token(), urls, tsa, []string{"--bundle", bundle, blob})...)
 		b.must(cosign, flags([]string{"verify-blob", "--bundle", bundle}, trust, s.aliceAs(), []string{blob})...)

@@ -121,10 +121,3 @@ func (s *stack) publish(logs *tlogs, ctKey string) {
 		logs.dir, s.issuer(), s.files, s.url, s.url+"/tuf", records))
 	newSandbox(s.t).must(tufPublisher, "-config", config, "-once")
 }
-
-// at is the same stack as one of its servers shows it to whoever asks that server for logs.
-func (s *stack) at(server *role) *stack {
-	one := *s
-	one.url = server.url
-	return &one
-}

@@ -27,7 +27,7 @@ type backend struct {
 	name string
 	// yaml adds the backend to a configuration and says which logs it takes.
 	yaml func(t *testing.T, dir string) string
-	// logs are which of rekor1, rekor2 and ctLog it takes.
+	// logs are which of rekor1, rekor2 and ctLog it takes, in this order.
 	logs []string
 	// replicas may serve the same logs at once.
 	replicas int
@@ -42,12 +42,7 @@ var (
 		return s3Logs(t, dir, inPostgres(t), gateway, gateway.Endpoint, services.MariaDB)
 	}, []string{rekor1, rekor2, ctLog}, 2}
 	trillianServers = backend{"trillian", func(t *testing.T, dir string) string {
-		service := services.Trillian(t, services.Postgres(t))
-		id, err := trillian.CreateTree(t.Context(), trillian.Options{Address: service.Address}, "rekor1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: {store: trillian, address: %q, tree-id: %d}}\n", inPostgres(t), dir, service.Address, id)
+		return trillianLogs(t, dir, inPostgres(t), services.Trillian(t, services.Postgres(t)))
 	}, []string{rekor1}, 2}
 	trillianEmbedded = backend{"trillian-embedded", func(t *testing.T, dir string) string {
 		return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: {store: trillian-embedded, postgres-uri: %q}}\n", inPostgres(t), dir, services.Postgres(t))
@@ -66,6 +61,16 @@ func s3Logs(t *testing.T, dir, head string, gateway *services.VersityGWServer, e
 		head, dir, tree(), tree(), tree())
 }
 
+// trillianLogs is a log in a new tree of engine; database has the lines of the rows.
+func trillianLogs(t *testing.T, dir, database string, engine *services.TrillianServer) string {
+	t.Helper()
+	id, err := trillian.CreateTree(t.Context(), trillian.Options{Address: engine.Address}, "rekor1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: {store: trillian, address: %q, tree-id: %d}}\n", database, dir, engine.Address, id)
+}
+
 // inPostgres puts rows and fence into a database.
 func inPostgres(t *testing.T) string {
 	uri := services.Postgres(t)
@@ -82,7 +87,8 @@ func write(t *testing.T, path, text string) {
 // tlogs are the tlog servers of one site.
 type tlogs struct {
 	t       *testing.T
-	dir     string // with the logs' keys, NAME.pem and NAME.pub
+	dir     string   // with the logs' keys, NAME.pem and NAME.pub
+	kinds   []string // which of rekor1, rekor2 and ctLog, in this order
 	yaml    string
 	servers []*role
 }
@@ -90,7 +96,7 @@ type tlogs struct {
 // newTlogs starts the backend's number of servers. A CT log takes certificates below the roots, PEM.
 func newTlogs(t *testing.T, b backend, roots string) *tlogs {
 	t.Helper()
-	s := &tlogs{t: t, dir: t.TempDir()}
+	s := &tlogs{t: t, dir: t.TempDir(), kinds: b.logs}
 	for _, name := range []string{"rekor1", "rekor2", "ct"} {
 		key, err := signer.OpenOrCreate(filepath.Join(s.dir, name+".pem"), signer.P256)
 		if err != nil {
@@ -137,11 +143,12 @@ func (s *tlogs) addresses() []string {
 	return all
 }
 
-// role is one of the programs with a YAML file.
+// role is one of the programs that run for long: with a YAML file, or `attestry witness`.
 type role struct {
 	t                *testing.T
 	listen, url, ops string
 	exe              string
+	args             []string
 	config, logs     string
 	cmd              *exec.Cmd
 	exited           chan error
@@ -150,16 +157,25 @@ type role struct {
 // startRole writes the configuration, to which it adds addresses, and starts the program; it ends with t.
 func startRole(t *testing.T, exe, dir, name, yaml string) *role {
 	t.Helper()
-	v := &role{t: t, exe: exe, listen: freeAddress(t), ops: freeAddress(t), config: filepath.Join(dir, name+".yaml"), logs: filepath.Join(dir, name+".log")}
-	v.url = "http://" + strings.Replace(v.listen, "127.0.0.1", "localhost", 1)
+	v := newRole(t, exe, dir, name)
+	v.config = filepath.Join(dir, name+".yaml")
+	v.args = []string{"-config", v.config}
 	write(t, v.config, fmt.Sprintf("listen: %s\nops-listen: %s\n%s", v.listen, v.ops, yaml))
+	v.start()
+	return v
+}
+
+// newRole chooses addresses. What is started ends with t.
+func newRole(t *testing.T, exe, dir, name string) *role {
+	t.Helper()
+	v := &role{t: t, exe: exe, listen: freeAddress(t), ops: freeAddress(t), logs: filepath.Join(dir, name+".log")}
+	v.url = "http://" + strings.Replace(v.listen, "127.0.0.1", "localhost", 1)
 	t.Cleanup(func() {
 		v.kill()
 		if t.Failed() {
-			t.Logf("the last lines of %s:\n%s", name, tail(v.logs, 30))
+			t.Logf("the last lines of %s:\n%s", name, tail(v.logs, 10))
 		}
 	})
-	v.start()
 	return v
 }
 
@@ -170,7 +186,7 @@ func (v *role) start() {
 		v.t.Fatal(err)
 	}
 	defer out.Close() // the child has its own
-	v.cmd = exec.Command(v.exe, "-config", v.config)
+	v.cmd = exec.Command(v.exe, v.args...)
 	v.cmd.Stdout, v.cmd.Stderr = out, out
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := v.cmd.Start(); err != nil {
