@@ -117,6 +117,16 @@ func (a *audit) under(load func(context.Context), d time.Duration, end func()) {
 	end()
 }
 
+// submitters are one submission to each log.
+func (a *audit) submitters(token string) map[string]func() error {
+	ctx := a.t.Context()
+	return map[string]func() error{
+		rekor1: func() error { return a.l.submit1(ctx, a.s) },
+		rekor2: func() error { return a.l.submit2(ctx, a.s) },
+		ctLog:  func() error { return a.l.certificate(ctx, a.s, token) },
+	}
+}
+
 func TestKilledAtRandomMomentsNothingAcknowledgedIsLost(t *testing.T) {
 	kills := 4
 	if long() {

@@ -89,7 +89,7 @@ type sharded struct {
 func newSharded(t testing.TB) *sharded {
 	t.Helper()
 	l, x := openShard(t, treeID, 0)
-	s := &sharded{shards: []Shard{{l, x}}, logs: []*log.Log{l}}
+	s := &sharded{shards: []Shard{{Log: l, Index: x}}, logs: []*log.Log{l}}
 	h, err := New(Options{Shards: s.shards, Body: limit.Body{Max: 1 << 20}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -112,7 +112,7 @@ func (s *sharded) next(t testing.TB) {
 		first += l.Checkpoint().Size
 	}
 	l, x := openShard(t, treeID+int64(len(s.logs)), first)
-	s.shards, s.logs = append(s.shards, Shard{l, x}), append(s.logs, l)
+	s.shards, s.logs = append(s.shards, Shard{Log: l, Index: x}), append(s.logs, l)
 	if err := s.handler.SetShards(s.shards, false); err != nil {
 		t.Fatal(err)
 	}
@@ -398,8 +398,8 @@ func TestWhatShardsMustBe(t *testing.T) {
 		want   string
 	}{
 		"at least one":               {nil, "at least one shard"},
-		"trees of their own":         {[]Shard{{a, ax}, {b, ax}}, "two shards have tree ID"},
-		"searched all or none":       {[]Shard{{a, ax}, {c, nil}}, "a search would miss entries"},
+		"trees of their own":         {[]Shard{{Log: a, Index: ax}, {Log: b, Index: ax}}, "two shards have tree ID"},
+		"searched all or none":       {[]Shard{{Log: a, Index: ax}, {Log: c}}, "a search would miss entries"},
 		"a log each, not an absence": {[]Shard{{}}, "has no log"},
 	} {
 		if _, err := New(Options{Shards: tt.shards, Logger: slog.New(slog.DiscardHandler)}); err == nil || !strings.Contains(err.Error(), tt.want) {
