@@ -48,12 +48,19 @@ func (l *Log) Add(ctx context.Context, sub Submission) (Receipt, error) {
 	case <-ctx.Done():
 		return Receipt{}, ctx.Err()
 	}
-	receipt := p.receipt
-	if p.queued != nil {
-		<-p.queued // soon: the commit is through or has failed
+	if p.err != nil {
+		return Receipt{}, p.err
 	}
+	if p.queued != nil { // another process may have been first, which the commit tells
+		select {
+		case <-p.queued:
+		case <-ctx.Done():
+			return Receipt{}, ctx.Err()
+		}
+	}
+	receipt := p.receipt
 	receipt.Duplicate = receipt.Duplicate || !first || p.twin
-	return receipt, p.err
+	return receipt, nil
 }
 
 // join queues sub, or finds the same identity in flight (step 0).
@@ -68,6 +75,9 @@ func (l *Log) join(sub Submission) (p *pending, first bool, err error) {
 	}
 	if l.frozen {
 		return nil, false, errFrozen
+	}
+	if len(l.inFlight) >= maxInFlight {
+		return nil, false, fault.New(fault.Overloaded, "queue_full", nil, "%d entries wait already; try again", len(l.inFlight))
 	}
 	p = &pending{sub: sub, received: l.opts.Now(), done: make(chan struct{})}
 	if l.opts.Queued {

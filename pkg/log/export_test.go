@@ -25,6 +25,16 @@ func FailCommits(l *Log, points ...string) {
 // before there are any.
 func SetPatience(l *Log, d time.Duration) { l.patience = d }
 
+// SetSlowness shortens how long a submission waits in a queue that nobody empties.
+func SetSlowness(l *Log, d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.slowness = d
+}
+
+// SetMaxStored is how much the queue in the database takes. Call it before there are any submissions.
+func SetMaxStored(l *Log, n int) { l.maxStored = n }
+
 // HookCommits calls hook "beginning", "before" and "after" each commit, which fails with its error. Call it
 // before there are any.
 func HookCommits(l *Log, hook func(when string) error) { l.rows.fault = hook }

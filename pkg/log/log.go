@@ -104,6 +104,9 @@ const (
 	MaxBatch = 1024
 	// maxQueue is how many entries may wait for a batch before submitters get a 503.
 	maxQueue = 4096
+	// maxInFlight is how many may wait for their answers. Only a queued log has so many: they have left
+	// for the database.
+	maxInFlight = 4 * maxQueue
 )
 
 // Checkpoint is a signed tree.
@@ -150,7 +153,8 @@ type Log struct {
 	idle  chan struct{} // poked when nothing is in flight any more
 	poked chan struct{} // of a queued log: there may be something new in the database
 
-	patience time.Duration // see the constant
+	patience, slowness time.Duration // see the constants
+	maxStored          int           // see the constant
 
 	extent *compact.Range // the sealed tree, owned by the goroutine that seals; at most one has that role
 }
@@ -188,10 +192,11 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		opts: opts, key: key, rows: rows, tiles: newTileCache(), metrics: metrics,
 		queue: make(chan *pending, maxQueue), done: make(chan struct{}),
 		inFlight: map[[32]byte]*pending{}, grown: make(chan struct{}),
-		idle: make(chan struct{}, 1), poked: make(chan struct{}, 1), patience: patience,
+		idle: make(chan struct{}, 1), poked: make(chan struct{}, 1), patience: patience, slowness: slowness, maxStored: maxStored,
 	}
-	if opts.Queued {
-		rows.lead = newLeadership(rows.db, key.id)
+	if opts.Queued && !opts.lost() { // that one has no leader: its rows are only brought to its end
+		_, drops := opts.Tree.(ProofTree)
+		rows.lead = newLeadership(rows.db, key.id, drops)
 	}
 	if opts.Frozen != nil {
 		if err := l.checkFinal(ctx); err != nil {
@@ -216,9 +221,9 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 
 // Close stops taking entries, finishes those in flight, and closes rows of the log's own.
 func (l *Log) Close() error {
-	l.stop(fault.New(fault.Unavailable, "shutting_down", nil, "the log is shutting down"))
 	l.mu.Lock()
-	l.closing = true
+	l.closing = true // together with the reason: a resume between the two would take entries that nobody answers
+	l.stopLocked(fault.New(fault.Unavailable, "shutting_down", nil, "the log is shutting down"))
 	l.mu.Unlock()
 	l.cancel()
 	<-l.done
@@ -307,6 +312,10 @@ func (l *Log) resume() {
 func (l *Log) stop(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.stopLocked(err)
+}
+
+func (l *Log) stopLocked(err error) {
 	var halted *haltError
 	if !errors.As(l.stopped, &halted) { // nothing undoes a halt
 		l.stopped = err

@@ -24,7 +24,9 @@ type queued struct {
 func (r *rows) enqueue(ctx context.Context, batch []queued) (fresh map[[32]byte]bool, err error) {
 	// Two replicas that insert the same identities in different orders would wait for each other.
 	batch = slices.Clone(batch)
-	slices.SortFunc(batch, func(a, b queued) int { return slices.Compare(a.sub.Identity[:], b.sub.Identity[:]) })
+	slices.SortStableFunc(batch, func(a, b queued) int { return slices.Compare(a.sub.Identity[:], b.sub.Identity[:]) })
+	// One that was answered with a 503 before it came here may have come again.
+	batch = slices.CompactFunc(batch, func(a, b queued) bool { return a.sub.Identity == b.sub.Identity })
 	values := make([][]any, len(batch))
 	identities := make([][32]byte, len(batch))
 	extras := make([]row, len(batch))
@@ -141,6 +143,14 @@ func (r *rows) abandon(ctx context.Context) error {
 		_, err := tx.ExecContext(ctx, `DELETE FROM queue`)
 		return err
 	})
+}
+
+// stored returns how many submissions the queue holds, limit at most.
+func (r *rows) stored(ctx context.Context, limit int) (n int, err error) {
+	if err := r.db.QueryRowContext(ctx, `SELECT COUNT(*) FROM (SELECT seq FROM queue ORDER BY seq LIMIT $1) AS first`, limit).Scan(&n); err != nil {
+		return 0, fmt.Errorf("counting the queue: %w", err)
+	}
+	return n, nil
 }
 
 // waiting returns up to limit identities of the queue, first come first.

@@ -31,7 +31,9 @@ const (
 	idlePoll   = 500 * time.Millisecond // when nothing was notified
 	closeGrace = 5 * time.Second        // for what is in flight when the log closes
 	patience   = 5 * time.Second        // for what is in flight while the log cannot take a step
+	slowness   = 30 * time.Second       // for what is in flight while nobody empties the queue
 	maxWaiting = 8 * MaxBatch           // of the queue that is looked at
+	maxStored  = 32 * MaxBatch          // of the queue before submitters get a 503
 )
 
 // errFollow ends a term: another process leads, or may.
@@ -81,21 +83,22 @@ func (l *Log) observe(ctx context.Context) error {
 func (l *Log) runQueued(ctx context.Context) {
 	defer close(l.done)
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() { time.AfterFunc(closeGrace, stop) }) // the database may not answer any more
 	var wg sync.WaitGroup
 	if l.rows.shared() {
 		wg.Go(func() { l.listen(work) })
 	}
 	wg.Go(func() { l.hold(work) })
-	l.submit(ctx) // ends when ctx has ended and everything has been queued or refused
-	l.awaitAnswers(closeGrace)
+	wg.Go(func() { l.watch(work) })
+	l.submit(ctx, work) // ends when ctx has ended and everything has been queued or refused
+	l.awaitAnswers(work)
 	stop()
 	wg.Wait()
 	l.failAll()
 }
 
-func (l *Log) awaitAnswers(grace time.Duration) {
-	deadline := time.NewTimer(grace)
-	defer deadline.Stop()
+// awaitAnswers returns when nothing is in flight, or ctx ends.
+func (l *Log) awaitAnswers(ctx context.Context) {
 	for {
 		l.mu.Lock()
 		left := len(l.inFlight)
@@ -105,14 +108,16 @@ func (l *Log) awaitAnswers(grace time.Duration) {
 		}
 		select {
 		case <-l.idle:
-		case <-deadline.C:
+		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// submit moves submissions of this process into the queue.
-func (l *Log) submit(ctx context.Context) {
+// submit moves submissions of this process into the queue until ctx ends. work is the context of doing so.
+func (l *Log) submit(ctx, work context.Context) {
+	var room int         // what the queue takes
+	var looked time.Time // when it was counted
 	for {
 		batch := l.collect(ctx, nil, 0)
 		if batch == nil {
@@ -123,7 +128,21 @@ func (l *Log) submit(ctx context.Context) {
 		for i, p := range batch {
 			subs[i] = queued{p.sub, p.received}
 		}
-		fresh, err := l.rows.enqueue(context.WithoutCancel(ctx), subs)
+		var fresh map[[32]byte]bool
+		var err error
+		if room < len(batch) || start.Sub(looked) > idlePoll {
+			var stored int
+			if stored, err = l.rows.stored(work, l.maxStored); err == nil {
+				room, looked = l.maxStored-stored, start
+			}
+		}
+		if err == nil && room < len(batch) {
+			err = errFull
+		}
+		if err == nil {
+			fresh, err = l.rows.enqueue(work, subs)
+			room -= len(fresh)
+		}
 		var twins [][32]byte
 		for _, p := range batch {
 			if p.twin = !fresh[p.sub.Identity]; p.twin {
@@ -132,13 +151,17 @@ func (l *Log) submit(ctx context.Context) {
 			close(p.queued)
 		}
 		if err == nil {
-			err = l.answerSealed(context.WithoutCancel(ctx), twins)
+			err = l.answerSealed(work, twins)
 		}
 		if errors.Is(err, errFrozen) { // another process froze the log
 			l.mu.Lock()
 			l.frozen = true
 			l.mu.Unlock()
 			l.refuse(batch, errFrozen)
+			continue
+		}
+		if errors.Is(err, errFull) {
+			l.refuse(batch, errFull)
 			continue
 		}
 		if err != nil {
@@ -152,8 +175,13 @@ func (l *Log) submit(ctx context.Context) {
 	}
 }
 
-var errQueue = fault.New(fault.Unavailable, "queue_unavailable", nil,
-	"the entry could not be queued, or it is not known whether it was; try again")
+var (
+	errQueue = fault.New(fault.Unavailable, "queue_unavailable", nil,
+		"the entry could not be queued, or it is not known whether it was; try again")
+	errFull = fault.New(fault.Overloaded, "queue_full", nil, "too many entries wait for the log's store; try again")
+	errSlow = fault.New(fault.Unavailable, "log_slow", nil,
+		"the entry is queued, but nothing takes it into the log now; it will be there later, try again")
+)
 
 // poke makes the process look at the queue and the fence now.
 func (l *Log) poke() {
@@ -166,9 +194,12 @@ func (l *Log) poke() {
 // listen pokes whenever the database tells of something new.
 func (l *Log) listen(ctx context.Context) {
 	notified, err := l.opts.DB.Listen(ctx, notifyChannel)
-	if err != nil {
+	for err != nil {
 		l.opts.Logger.Error("no notifications from the database; the log polls", "err", err)
-		return
+		if sleep(ctx, closeGrace) != nil {
+			return
+		}
+		notified, err = l.opts.DB.Listen(ctx, notifyChannel)
 	}
 	for range notified { // closed when ctx ends
 		l.poke()
@@ -202,7 +233,7 @@ func (l *Log) hold(ctx context.Context) {
 				l.metrics.faults.Inc()
 				l.opts.Logger.Error("the log lost its step; reading back what is stored", "err", err)
 				l.stop(whileRecovering(err))
-				l.expire(whileRecovering(err))
+				l.expire()
 			}
 			pause = min(max(2*pause, 50*time.Millisecond), 2*time.Second)
 		} else {
@@ -214,13 +245,32 @@ func (l *Log) hold(ctx context.Context) {
 	}
 }
 
-// expire answers what has been in flight for longer than patience: it is in the queue or the tree, but nobody knows for how long.
-func (l *Log) expire(err error) {
+// watch expires submissions also while nothing fails: the process that leads may be paused, or wait for a store.
+func (l *Log) watch(ctx context.Context) {
+	tick := time.NewTicker(idlePoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			l.expire()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// expire answers what has been in flight for longer than patience while the log cannot take a step, or slowness
+// otherwise: it is in the queue or the tree, but nobody knows for how long.
+func (l *Log) expire() {
 	now := l.opts.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	limit, err := l.slowness, error(errSlow)
+	if l.stopped != nil {
+		limit, err = l.patience, l.stopped
+	}
 	for _, p := range l.inFlight {
-		if now.Sub(p.received) > l.patience {
+		if now.Sub(p.received) > limit {
 			p.err = err
 			l.land(p)
 		}
@@ -367,11 +417,12 @@ func (s *sequencer) takenCount() int {
 	return len(s.taken)
 }
 
-func (s *sequencer) done(batch []row) {
+// done says that these are leaves.
+func (s *sequencer) done(identities [][32]byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i := range batch {
-		delete(s.taken, batch[i].identity)
+	for _, id := range identities {
+		delete(s.taken, id)
 	}
 }
 
@@ -417,10 +468,14 @@ func (s *sequencer) next(ctx context.Context) ([]queued, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Marked before the rows are read: whoever seals one of them from here on takes the mark away.
 	s.mu.Lock()
 	waiting = slices.DeleteFunc(waiting, func(id [32]byte) bool { return s.taken[id] })
-	s.mu.Unlock()
 	waiting = waiting[:min(len(waiting), MaxBatch)]
+	for _, id := range waiting {
+		s.taken[id] = true
+	}
+	s.mu.Unlock()
 	if len(waiting) == 0 {
 		return nil, nil
 	}
@@ -457,17 +512,16 @@ func (s *sequencer) next(ctx context.Context) ([]queued, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range waiting {
-		if _, leaf := known[id]; leaf || s.taken[id] {
-			continue
-		}
+		_, leaf := known[id]
 		q, ok := own[id]
 		if !ok {
 			q, ok = theirs[id]
 		}
-		if ok { // else it was completed in between
-			s.taken[id] = true
-			batch = append(batch, q)
+		if leaf || !ok || !s.taken[id] { // it became a leaf before, or in between
+			delete(s.taken, id)
+			continue
 		}
+		batch = append(batch, q)
 	}
 	return batch, nil
 }
@@ -486,8 +540,16 @@ func (l *Log) sealAppended(ctx context.Context, s *sequencer, a appended) error 
 	for n, i := range order {
 		rows[n], hashes[n] = l.newRow(a.batch[i].sub, a.indexes[i])
 		if want := l.extent.End() + uint64(n); a.indexes[i] != want {
-			// Leaves of somebody else are between: read them all back.
-			return l.sealGrowth(ctx, s)
+			// Leaves of somebody else are between, or the engine dropped twins: read them all back.
+			if err := l.sealGrowth(ctx, s); err != nil {
+				return err
+			}
+			identities := make([][32]byte, len(a.batch))
+			for i := range a.batch {
+				identities[i] = a.batch[i].sub.Identity
+			}
+			s.done(identities)
+			return nil
 		}
 	}
 	return l.sealLed(ctx, s, rows, hashes)
@@ -544,7 +606,7 @@ func (l *Log) sealLed(ctx context.Context, s *sequencer, rows []row, hashes [][]
 	if err := l.sealRows(ctx, rows, hashes); err != nil {
 		return err
 	}
-	s.done(rows)
+	s.done(identitiesOf(rows))
 	l.answer(rows)
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/services"
 	"github.com/attestry/attestry/pkg/log"
 )
@@ -170,4 +171,92 @@ func TestAFenceThatGoesBackHaltsTheLog(t *testing.T) {
 			t.Errorf("the checkpoint went from size %d to %d", size, now)
 		}
 	})
+}
+
+// stuckTree appends nothing until it is let go.
+type stuckTree struct {
+	log.TileTree
+	gate chan struct{} // closed lets appends through
+}
+
+func (s *stuckTree) Append(ctx context.Context, batch []log.Submission) ([]uint64, error) {
+	<-s.gate
+	return s.TileTree.Append(ctx, batch)
+}
+
+// The one that leads waits in its append, without an error, for longer than anybody waits for an answer.
+func TestAQueueThatNobodyEmptiesAnswersAndIsBounded(t *testing.T) {
+	for name, postgres := range map[string]bool{"sqlite": false, "postgres": true} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t, log.Rekor1)
+			h.queued = true
+			if postgres {
+				h.postgres = services.Postgres(t)
+			}
+			stuck := &stuckTree{gate: make(chan struct{})}
+			h.change = func(o *log.Options) { stuck.TileTree, o.Tree = o.Tree.(log.TileTree), stuck }
+			h.mustOpen()
+			var open sync.Once
+			letGo := func() { open.Do(func() { close(stuck.gate) }) }
+			defer letGo()
+			const most = 5
+			log.SetMaxStored(h.log, most)
+			log.SetSlowness(h.log, 50*time.Millisecond)
+			var slow, full int
+			for i := range most + 3 {
+				switch err := h.add(fmt.Sprintf("entry %d", i)); fault.KindOf(err) {
+				case fault.Unavailable:
+					slow++
+				case fault.Overloaded:
+					full++
+				default:
+					t.Fatalf("entry %d got %v", i, err)
+				}
+			}
+			if slow != most || full != 3 {
+				t.Errorf("%d entries were queued and %d refused, want %d and 3", slow, full, most)
+			}
+			log.SetSlowness(h.log, time.Minute)
+			letGo()
+			for i := range most + 3 {
+				for deadline := time.Now().Add(20 * time.Second); ; {
+					err := h.add(fmt.Sprintf("entry %d", i))
+					if err == nil {
+						break
+					}
+					if fault.KindOf(err) != fault.Overloaded || time.Now().After(deadline) {
+						t.Fatal(err)
+					}
+				}
+			}
+			if size := h.log.Checkpoint().Size; size != most+3 {
+				t.Errorf("the log has %d entries, want %d", size, most+3)
+			}
+			h.verify()
+		})
+	}
+}
+
+// The database takes connections and answers nothing. Who submits is told so in time, and the log closes in time.
+func TestADatabaseThatSaysNothingHoldsNobodyUp(t *testing.T) {
+	uri, line := services.Through(t, services.Postgres(t))
+	h := newHouse(t, log.Rekor1)
+	h.queued, h.postgres = true, uri
+	h.mustOpen()
+	h.addUntilAnswered("before")
+	log.SetSlowness(h.log, 100*time.Millisecond)
+	line.Hold(true)
+	defer line.Hold(false)
+	start := time.Now()
+	if err := h.add("held"); fault.KindOf(err) != fault.Unavailable {
+		t.Errorf("an entry got %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := h.log.Add(ctx, h.submission("left")); err == nil {
+		t.Error("an entry was answered without a database")
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("two submissions waited %v", took)
+	}
 }
