@@ -3,6 +3,8 @@ package log_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -259,4 +261,30 @@ func TestADatabaseThatSaysNothingHoldsNobodyUp(t *testing.T) {
 	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("two submissions waited %v", took)
 	}
+}
+
+// A log that lost entries has no leader. Its rows stand in a database that was not restored, ahead of its tree.
+func TestALogThatLostEntriesOpensWithoutALeader(t *testing.T) {
+	h := newHouse(t, log.Rekor1)
+	h.queued, h.postgres = true, services.Postgres(t)
+	h.mustOpen()
+	h.addUntilAnswered("kept")
+	h.close()
+	backup := filepath.Join(t.TempDir(), "tiles")
+	copyDir(t, filepath.Join(h.dir, "tiles"), backup)
+	h.mustOpen()
+	h.addUntilAnswered("lost")
+	h.close()
+	os.RemoveAll(filepath.Join(h.dir, "tiles"))
+	copyDir(t, backup, filepath.Join(h.dir, "tiles"))
+	cp, err := h.adopt(1, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.final = &log.Record{Size: 1, Root: cp.Root, Promised: 2}
+	h.change = func(o *log.Options) { o.FrozenNote = cp.Note }
+	h.mustOpen()
+	delete(h.acked, "lost")
+	delete(h.signed, 2)
+	h.verify()
 }
