@@ -165,6 +165,12 @@ type haltError struct{ err error }
 func (e *haltError) Error() string { return e.err.Error() }
 func (e *haltError) Unwrap() error { return e.err }
 
+// Halted reports whether err says that a log must not run before an operator has looked at it.
+func Halted(err error) bool {
+	var halted *haltError
+	return errors.As(err, &halted)
+}
+
 // Open recovers the log (design.md section 7) and starts it. It fails when the tree does not agree
 // with the fence, and when the fence has no record of a tree that has leaves.
 func Open(ctx context.Context, opts Options) (*Log, error) {

@@ -144,12 +144,21 @@ func OpenLogs(ctx context.Context, opts LogsOptions) (l *Logs, err error) {
 	if l.members, err = opts.members(file); err != nil {
 		return l, err
 	}
+	var halted []error // all of them: an operator has to look at each
+	brokenV1 := false
 	for i, m := range l.members {
-		if m.record.State == Planned || m.record.State == Published {
+		if m.record.State == Planned || m.record.State == Published || brokenV1 && m.spec.Kind == log.Rekor1 { // v1 indexes count through
 			continue
 		}
-		if err := l.open(ctx, m); err != nil {
-			return l, err
+		if err := l.open(ctx, m); log.Halted(err) {
+			halted = append(halted, err)
+			brokenV1 = brokenV1 || m.spec.Kind == log.Rekor1
+			continue
+		} else if err != nil {
+			return l, errors.Join(append(halted, err)...)
+		}
+		if len(halted) > 0 {
+			continue
 		}
 		// Configuration may name a successor, or say that the log is frozen, without a cut-over.
 		followed := m.spec.Kind == log.Rekor1 && later(l.members[i+1:], m.spec.Kind)
@@ -158,6 +167,9 @@ func OpenLogs(ctx context.Context, opts LogsOptions) (l *Logs, err error) {
 				return l, err
 			}
 		}
+	}
+	if len(halted) > 0 {
+		return l, errors.Join(halted...)
 	}
 	return l, l.show()
 }
