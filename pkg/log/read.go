@@ -155,6 +155,9 @@ func (l *Log) IndexOf(ctx context.Context, leafHash [32]byte) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if ok && index >= l.Checkpoint().Size { // another process has signed it, or is about to
+		l.Refresh(ctx)
+	}
 	if !ok || index >= l.Checkpoint().Size {
 		return 0, fault.New(fault.NotFound, "leaf_unknown", nil, "no leaf has this hash")
 	}
@@ -164,7 +167,7 @@ func (l *Log) IndexOf(ctx context.Context, leafHash [32]byte) (uint64, error) {
 // Tile returns a hash tile of width hashes (0 means 256), 32 bytes each (c2sp.org/tlog-tiles).
 // What the newest checkpoint does not cover is fault.NotFound: files past it may still change.
 func (l *Log) Tile(ctx context.Context, level, index uint64, width int) ([]byte, error) {
-	count, stored, err := l.covered(level, index, width)
+	count, stored, err := l.covered(ctx, level, index, width)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +187,7 @@ func (l *Log) Tile(ctx context.Context, level, index uint64, width int) ([]byte,
 
 // Bundle returns an entry bundle of width entries (0 means 256), for CT a data tile.
 func (l *Log) Bundle(ctx context.Context, index uint64, width int) ([]byte, error) {
-	count, stored, err := l.covered(0, index, width)
+	count, stored, err := l.covered(ctx, 0, index, width)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +218,7 @@ func (l *Log) Bundle(ctx context.Context, index uint64, width int) ([]byte, erro
 // covered returns how many elements a tile of width has, if the signed tree covers them all, and the width at which
 // the signed tree has it. That one is to be read: a batch whose append was cut may have left a tile of any other
 // width, with what never became part of the tree.
-func (l *Log) covered(level, index uint64, width int) (count int, stored uint8, err error) {
+func (l *Log) covered(ctx context.Context, level, index uint64, width int) (count int, stored uint8, err error) {
 	if count = width; width == 0 {
 		count = layout.TileWidth
 	}
@@ -223,9 +226,16 @@ func (l *Log) covered(level, index uint64, width int) (count int, stored uint8, 
 	if width < 0 || width >= layout.TileWidth || level > 7 {
 		return 0, 0, notFound
 	}
+	reaches := func(size uint64) bool {
+		elements := size >> (layout.TileHeight * level) // complete nodes on this tile level
+		return index <= elements/layout.TileWidth && elements >= index*layout.TileWidth+uint64(count)
+	}
 	size := l.Checkpoint().Size
-	elements := size >> (layout.TileHeight * level) // complete nodes on this tile level
-	if index > elements/layout.TileWidth || elements < index*layout.TileWidth+uint64(count) {
+	if !reaches(size) {
+		l.Refresh(ctx) // the checkpoint that names the tile may be another process's
+		size = l.Checkpoint().Size
+	}
+	if !reaches(size) {
 		return 0, 0, notFound
 	}
 	return count, layout.PartialTileSize(level, index, size), nil

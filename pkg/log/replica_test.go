@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/transparency-dev/merkle/rfc6962"
+
 	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/services"
@@ -307,5 +309,36 @@ func TestOneReplicaFreezesTheLogForAll(t *testing.T) {
 			}
 		}
 		s.verify()
+	})
+}
+
+func TestWhatOneReplicaAnsweredTheOtherShows(t *testing.T) {
+	sites(t, func(t *testing.T, s *site) {
+		rounds := 20
+		if s.slow {
+			rounds = 6
+		}
+		for i := range rounds {
+			here, there := s.replicas[i%2], s.replicas[(i+1)%2]
+			sub := here.submission(fmt.Sprintf("entry %d", i))
+			receipt, err := here.log.Add(t.Context(), sub)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i%3 == 0 && s.kind != log.CT {
+				if index, err := there.log.IndexOf(t.Context(), [32]byte(rfc6962.DefaultHasher.HashLeaf(sub.Data))); err != nil || index != receipt.Index {
+					t.Errorf("the other replica finds %d, %v, want %d", index, err, receipt.Index)
+				}
+			} else if i%3 == 1 {
+				if _, err := there.log.Bundle(t.Context(), 0, int(receipt.Index)+1); err != nil {
+					t.Errorf("the other replica does not show the bundle that ends with entry %d: %v", receipt.Index, err)
+				}
+			} else {
+				there.log.Refresh(t.Context())
+				if size := there.log.Checkpoint().Size; size <= receipt.Index {
+					t.Errorf("the other replica shows %d entries, though %d was answered", size, receipt.Index)
+				}
+			}
+		}
 	})
 }

@@ -82,6 +82,10 @@ func (h *Handler) at(ctx context.Context, virtual uint64) (map[string]logEntry, 
 func (s *shard) at(ctx context.Context, index uint64) (map[string]logEntry, error) {
 	cp := s.log.Checkpoint()
 	if index >= cp.Size {
+		s.log.Refresh(ctx)
+		cp = s.log.Checkpoint()
+	}
+	if index >= cp.Size {
 		return nil, fault.New(fault.NotFound, "index_beyond_tree", nil, "index %d is beyond the tree", index)
 	}
 	leaf, err := s.log.Leaf(ctx, index)

@@ -44,6 +44,9 @@ type Log interface {
 	Add(ctx context.Context, s log.Submission) (log.Receipt, error)
 	// Checkpoint returns the newest signed tree; reads never go past its size.
 	Checkpoint() *log.Checkpoint
+	// Refresh returns once Checkpoint is no older than any answer that another server of this log gave before the call, or
+	// when that takes too long.
+	Refresh(ctx context.Context)
 	InclusionProof(ctx context.Context, index, size uint64) ([][]byte, error)
 	ConsistencyProof(ctx context.Context, first, second uint64) ([][]byte, error)
 	Leaf(ctx context.Context, index uint64) (log.Leaf, error)
@@ -61,6 +64,8 @@ type Log interface {
 type Index interface {
 	// Search returns the indexes of entries that have any of the keys, or all of them: at most max, the newest.
 	Search(ctx context.Context, keys []string, all bool, max int) ([]uint64, error)
+	// CaughtUp returns nil once entries below size are found, or an error when ctx ends before.
+	CaughtUp(ctx context.Context, size uint64) error
 }
 
 // Options are a handler's parts.

@@ -1,6 +1,7 @@
 package rekor1
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/mail"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/attestry/attestry/internal/fault"
@@ -20,6 +22,10 @@ import (
 const maxFound = 10_000
 
 const maxSubject = 512
+
+// indexWait is how long a search waits for the index to reach the newest tree. Without it, cosign 2 and rekor-cli do not
+// find what was acknowledged a moment ago. An index that is built anew takes longer: then what it has counts.
+const indexWait = time.Second
 
 // noSearchError says that this server has no search index.
 type noSearchError struct{}
@@ -48,6 +54,7 @@ func (h *Handler) searchIndex(w http.ResponseWriter, r *http.Request) error {
 	if err := h.callers.Spend(r, len(keys)*len(set.list)); err != nil {
 		return err
 	}
+	set.active().indexed(r.Context())
 	for _, s := range set.list {
 		indexes, err := s.index.Search(r.Context(), keys, all, maxFound)
 		if err != nil {
@@ -65,6 +72,14 @@ func (h *Handler) searchIndex(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	return writeJSON(w, http.StatusOK, ids)
+}
+
+// indexed returns once a search finds what any server of the log has acknowledged, or after indexWait.
+func (s *shard) indexed(ctx context.Context) {
+	s.log.Refresh(ctx)
+	ctx, cancel := context.WithTimeout(ctx, indexWait)
+	defer cancel()
+	_ = s.index.CaughtUp(ctx, s.log.Checkpoint().Size)
 }
 
 // searchKeys returns one key for each member of the query.

@@ -24,8 +24,11 @@ func (s *shard) info() treeInfo {
 
 // logInfo serves GET /api/v1/log: the active shard, or the newest when all are frozen, and the inactive ones
 // oldest first.
-func (h *Handler) logInfo(w http.ResponseWriter, _ *http.Request) error {
+//
+// rekor-cli keeps what it was shown, and takes a smaller tree for a rollback: so every server shows the newest.
+func (h *Handler) logInfo(w http.ResponseWriter, r *http.Request) error {
 	set := h.shards.Load()
+	set.active().log.Refresh(r.Context())
 	inactive := []treeInfo{}
 	for _, s := range set.list[:len(set.list)-1] {
 		inactive = append(inactive, s.info())
@@ -59,6 +62,10 @@ func (h *Handler) logProof(w http.ResponseWriter, r *http.Request) error {
 		return fault.New(fault.Invalid, "tree_unknown", nil, "no log range found for tree ID %s", tree)
 	}
 	cp := s.log.Checkpoint()
+	if last > cp.Size {
+		s.log.Refresh(r.Context())
+		cp = s.log.Checkpoint()
+	}
 	switch {
 	case first > last:
 		return fault.New(fault.Invalid, "sizes_reversed", nil, "firstSize(%d) must be less than lastSize(%d)", first, last)
