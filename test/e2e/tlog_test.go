@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -215,6 +216,17 @@ func (v *role) fsck() {
 	v.t.Helper()
 	if out, err := exec.Command(v.exe, "-config", v.config, "-fsck").CombinedOutput(); err != nil {
 		v.t.Errorf("tlog -fsck: %v\n%s", err, out)
+	}
+}
+
+// wontStart wants that the program ends by itself, for a reason.
+func (v *role) wontStart(reason string) {
+	v.t.Helper()
+	ctx, cancel := context.WithTimeout(v.t.Context(), 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, v.exe, "-config", v.config).CombinedOutput()
+	if err == nil || ctx.Err() != nil || !strings.Contains(string(out), reason) {
+		v.t.Errorf("%s ended with %v, want because of %q:\n%s", filepath.Base(v.exe), err, reason, out)
 	}
 }
 

@@ -101,3 +101,22 @@ func checkpointOf(t *testing.T, bundlePath string) string {
 	}
 	return bundle.VerificationMaterial.TlogEntries[0].InclusionProof.Checkpoint.Envelope
 }
+
+// newWitnessed starts a tlog with Rekor v1 and v2 in a directory, and a witness in another without whose cosignature
+// Rekor v2 shows nothing.
+func newWitnessed(t *testing.T, dir string) (*tlogs, *role) {
+	t.Helper()
+	w := &role{t: t, exe: attestry, listen: freeAddress(t), ops: freeAddress(t), logs: filepath.Join(t.TempDir(), "witness.log")}
+	w.url = "http://" + w.listen
+	var site *tlogs
+	site = newTlogs(t, backend{"witnessed", func(t *testing.T, home string) string {
+		key := strings.TrimSpace(runAttestry(t, "witness", "vkey", "--name", "localhost", filepath.Join(home, "rekor2.pub")))
+		w.args = []string{"witness", "--dir", dir, "--listen", w.listen, "--metrics", w.ops, "--name", "witness.example/w1", "--log", key}
+		w.start()
+		t.Cleanup(w.kill)
+		own, _, _ := strings.Cut(get(t, w.url+"/"), "\n")
+		write(t, filepath.Join(home, "policy"), fmt.Sprintf("log %s\nwitness w1 %s %s\nquorum w1\n", key, own, w.url))
+		return fmt.Sprintf("fence: %s/fence\nrekor1: {key: file:%[1]s/rekor1.pem}\nrekor2: {key: file:%[1]s/rekor2.pem, witness-policy: %[1]s/policy}\n", home)
+	}, []string{rekor1, rekor2}, 1}, "")
+	return site, w
+}
