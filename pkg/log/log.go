@@ -200,7 +200,7 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		inFlight: map[[32]byte]*pending{}, grown: make(chan struct{}),
 		idle: make(chan struct{}, 1), poked: make(chan struct{}, 1), patience: patience, slowness: slowness, maxStored: maxStored,
 	}
-	if opts.Queued && !opts.lost() { // that one has no leader: its rows are only brought to its end
+	if opts.Queued && !opts.lost() { // what is lost has nobody who leads: every process mends the same rows alike
 		_, drops := opts.Tree.(ProofTree)
 		rows.lead = newLeadership(rows.db, key.id, drops)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/services"
 	"github.com/attestry/attestry/pkg/log"
 )
 
@@ -265,5 +266,58 @@ func TestAFrozenLogBehindItsFenceSaysWhatToType(t *testing.T) {
 	h.final = &log.Record{Size: 6, Root: [32]byte{1}}
 	if err := h.open(); err == nil || !strings.Contains(err.Error(), "was frozen with 6 entries and its tree has 3") || !strings.Contains(err.Error(), "--lost 3..6") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestRowsAndQueueBehindALostTreeAreDropped has rows in PostgreSQL that are newer than the tree, and a submission that waits.
+func TestRowsAndQueueBehindALostTreeAreDropped(t *testing.T) {
+	h := newHouse(t, log.Rekor1)
+	h.queued, h.postgres = true, services.Postgres(t)
+	h.mustOpen()
+	for i := range 3 {
+		h.addUntilAnswered(fmt.Sprintf("entry %d", i))
+	}
+	h.close()
+	backup := filepath.Join(t.TempDir(), "backup")
+	copyDir(t, h.dir, backup)
+	h.mustOpen()
+	for i := range 3 {
+		h.addUntilAnswered(fmt.Sprintf("later %d", i))
+	}
+	if _, err := h.db.ExecContext(t.Context(), `INSERT INTO queue (identity, received, data) VALUES ($1, 1, $2)`, make([]byte, 32), []byte("waits")); err != nil {
+		t.Fatal(err)
+	}
+	h.close()
+	os.RemoveAll(filepath.Join(h.dir, "tiles"))
+	copyDir(t, filepath.Join(backup, "tiles"), filepath.Join(h.dir, "tiles"))
+	records, err := log.PeekFence(filepath.Join(h.dir, "fence"), h.keyID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := records[0].Promised // 6, or 7 when what waits became a leaf before the end
+	cp, err := h.adopt(3, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.final = &log.Record{Size: 3, Root: cp.Root, Promised: to}
+	h.change = func(o *log.Options) { o.FrozenNote = cp.Note }
+	for range 2 {
+		h.mustOpen()
+		for i := range 3 {
+			delete(h.acked, fmt.Sprintf("later %d", i))
+		}
+		h.signed = map[uint64][32]byte{}
+		h.verify()
+		if err := h.add("another"); fault.KindOf(err) != fault.Frozen {
+			t.Errorf("an entry gets %v, want fault.Frozen", err)
+		}
+		var leaves, queued, frozen int
+		if err := h.db.QueryRowContext(t.Context(), `SELECT (SELECT COUNT(*) FROM leaves), (SELECT COUNT(*) FROM queue), (SELECT COUNT(*) FROM frozen)`).Scan(&leaves, &queued, &frozen); err != nil {
+			t.Fatal(err)
+		}
+		if leaves != 3 || queued != 0 || frozen != 1 {
+			t.Errorf("%d rows, %d queued, frozen %d; want 3, 0, 1", leaves, queued, frozen)
+		}
+		h.close()
 	}
 }

@@ -150,6 +150,11 @@ func (s *StoredRows) Next(ctx context.Context) (n uint64, err error) {
 	return n, s.db.QueryRowContext(ctx, `SELECT next FROM state WHERE id = 1`).Scan(&n)
 }
 
+// End returns the index after that of the last row.
+func (s *StoredRows) End(ctx context.Context) (n uint64, err error) {
+	return n, s.db.QueryRowContext(ctx, `SELECT COALESCE(MAX(idx) + 1, 0) FROM leaves`).Scan(&n)
+}
+
 // Beyond returns how many rows have an index of size or more.
 func (s *StoredRows) Beyond(ctx context.Context, size uint64) (n uint64, err error) {
 	return n, s.db.QueryRowContext(ctx, `SELECT COUNT(*) FROM leaves WHERE idx >= $1`, size).Scan(&n)

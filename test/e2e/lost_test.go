@@ -219,7 +219,7 @@ func TestAnInstanceThatLostItsNewestEntriesIsReadAndGoesOnInItsNextLogs(t *testi
 
 // TestATlogAloneIsBackedUpAndRestored drives the commands for a tlog whose logs are in directories.
 func TestATlogAloneIsBackedUpAndRestored(t *testing.T) {
-	s := newTlogs(t, posix, "")
+	s := newTlogs(t, posix, rootsOf(t))
 	v, b := s.servers[0], newSandbox(t)
 	data := filepath.Join(s.dir, "data-0")
 	config := []string{"--config", v.config}
@@ -308,7 +308,7 @@ func TestATlogAloneIsBackedUpAndRestored(t *testing.T) {
 	v.start()
 
 	// Another log's backup is refused before anything is written.
-	other := newTlogs(t, posix, "")
+	other := newTlogs(t, posix, rootsOf(t))
 	other.servers[0].kill()
 	if err := os.RemoveAll(filepath.Join(other.dir, "data-0")); err != nil {
 		t.Fatal(err)

@@ -32,7 +32,7 @@ type outage struct {
 // of the site; without CT, the zero stack does.
 func newSiteAudit(t *testing.T, s *stack, site *tlogs, logs ...string) *audit {
 	t.Helper()
-	a := &audit{t: t, s: s, l: newLedger(t, s), fsck: func() {}, lag: 20 * time.Second} // tlog -fsck reads directories alone
+	a := &audit{t: t, s: s, l: newLedger(t, s), fsck: site.servers[0].fsck, lag: 20 * time.Second}
 	if s.url == "" {
 		s.url = site.servers[0].url
 	}
