@@ -31,7 +31,7 @@ import (
 // TestUnmodifiedClientsOnEveryBackend has clients sign and verify against tlog on each backend, with two servers behind
 // one URL where the backend takes that.
 func TestUnmodifiedClientsOnEveryBackend(t *testing.T) {
-	for _, b := range []backend{posix, onS3, trillianServers, trillianEmbedded} {
+	for _, b := range backends {
 		t.Run(b.name, func(t *testing.T) {
 			s, site := newSite(t, b)
 			if long() {

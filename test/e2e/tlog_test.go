@@ -48,6 +48,8 @@ var (
 	trillianEmbedded = backend{"trillian-embedded", func(t *testing.T, dir string) string {
 		return fmt.Sprintf("%srekor1: {key: file:%s/rekor1.pem, tree: {store: trillian-embedded, postgres-uri: %q}}\n", inPostgres(t), dir, services.Postgres(t))
 	}, []string{rekor1}, 2}
+
+	backends = []backend{posix, onS3, trillianServers, trillianEmbedded}
 )
 
 // s3Logs are all three logs in the gateway's bucket, which is reached at endpoint, each with a new database.
