@@ -108,8 +108,7 @@ func newWitnessed(t *testing.T, dir string) (*tlogs, *role) {
 	t.Helper()
 	w := &role{t: t, exe: attestry, listen: freeAddress(t), ops: freeAddress(t), logs: filepath.Join(t.TempDir(), "witness.log")}
 	w.url = "http://" + w.listen
-	var site *tlogs
-	site = newTlogs(t, backend{"witnessed", func(t *testing.T, home string) string {
+	site := newTlogs(t, backend{"witnessed", func(t *testing.T, home string) string {
 		key := strings.TrimSpace(runAttestry(t, "witness", "vkey", "--name", "localhost", filepath.Join(home, "rekor2.pub")))
 		w.args = []string{"witness", "--dir", dir, "--listen", w.listen, "--metrics", w.ops, "--name", "witness.example/w1", "--log", key}
 		w.start()
