@@ -145,7 +145,7 @@ func (s *tlogs) clone(name string, change func(yaml string) string) *role {
 	dir := filepath.Join(s.dir, "clone")
 	v := &volume{t: s.t}
 	v.do("cp", "-a", filepath.Join(s.dir, "data-0"), dir)
-	c := &role{t: s.t, exe: first.exe, listen: freeAddress(s.t), ops: freeAddress(s.t), config: dir + ".yaml", logs: dir + ".log"}
+	c := &role{t: s.t, exe: first.exe, args: []string{"-config", dir + ".yaml"}, listen: freeAddress(s.t), ops: freeAddress(s.t), config: dir + ".yaml", logs: dir + ".log"}
 	c.url = "http://" + strings.Replace(c.listen, "127.0.0.1", "localhost", 1)
 	yaml := readFile(s.t, first.config)
 	yaml = strings.NewReplacer(first.listen, c.listen, first.ops, c.ops, s.dir+"/data-0", dir).Replace(change(yaml))

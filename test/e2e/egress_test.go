@@ -12,6 +12,7 @@ import (
 // namedHosts are the hosts that our source names without ever dialling them.
 var namedHosts = map[string]string{
 	"localhost":              "the listener",
+	"127.0.0.1":              "services that tests start",
 	"in-toto.io":             "predicate and statement types",
 	"slsa.dev":               "predicate types",
 	"spdx.dev":               "predicate type",

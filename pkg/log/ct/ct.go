@@ -75,7 +75,7 @@ type Options struct {
 	// NotAfterStart and NotAfterLimit are the shard's window: certificates that expire at or after
 	// the one and before the other are taken. The zero time leaves that side open.
 	NotAfterStart, NotAfterLimit time.Time
-	// URL is the public base URL of the log, such as "https://ct.example.test/ct/2026"; empty
+	// URL is the public base URL of the log: scheme, host and /ct/<shard>; empty
 	// means that the log does not describe itself at log.v3.json.
 	URL string
 	// Description is for people who read log.v3.json.
