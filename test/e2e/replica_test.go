@@ -111,6 +111,9 @@ func getJSON(ctx context.Context, method, url, body string, to any) error {
 	if err != nil {
 		return err
 	}
+	if status == http.StatusServiceUnavailable {
+		return fmt.Errorf("%s %s: %w %s", method, url, errUnavailable, answer)
+	}
 	if status != http.StatusOK {
 		return fmt.Errorf("%s %s: %d %s", method, url, status, answer)
 	}
