@@ -36,7 +36,7 @@ func StoredBlobs(db *DB, table string) *Blobs {
 func (b *Blobs) Put(ctx context.Context, data []byte) ([32]byte, error) {
 	sum := sha256.Sum256(data)
 	if _, err := b.db.ExecContext(ctx, b.insert, sum[:], data); err != nil {
-		return sum, fmt.Errorf("storing %x: %w", sum, err)
+		return sum, fmt.Errorf("storing %x: %w", sum, Away(err))
 	}
 	return sum, nil
 }
@@ -48,7 +48,7 @@ func (b *Blobs) Get(ctx context.Context, sum [32]byte) (data []byte, ok bool, er
 	case errors.Is(err, sql.ErrNoRows):
 		return nil, false, nil
 	case err != nil:
-		return nil, false, fmt.Errorf("reading %x: %w", sum, err)
+		return nil, false, fmt.Errorf("reading %x: %w", sum, Away(err))
 	case sha256.Sum256(data) != sum:
 		return nil, false, fmt.Errorf("what is stored as %x has another hash: restore it from a backup", sum)
 	}

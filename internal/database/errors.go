@@ -11,6 +11,8 @@ import (
 	"github.com/lib/pq/pqerror"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/attestry/attestry/internal/fault"
 )
 
 // unsureError marks a write of which nobody knows whether it took effect.
@@ -106,4 +108,12 @@ func definite(err error) bool {
 		return e.Code != pqerror.AdminShutdown && e.Code != pqerror.CrashShutdown
 	}
 	return errors.Is(err, pq.ErrInFailedTransaction) || errors.Is(err, sql.ErrTxDone)
+}
+
+// Away returns err, and as fault.Unavailable when it says that the database does not answer now and may soon.
+func Away(err error) error {
+	if !Retryable(err) && !Unsure(err) {
+		return err
+	}
+	return fault.New(fault.Unavailable, "store_unavailable", err, "the database does not answer now; try again")
 }

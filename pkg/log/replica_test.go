@@ -342,3 +342,33 @@ func TestWhatOneReplicaAnsweredTheOtherShows(t *testing.T) {
 		}
 	})
 }
+
+// TestADatabaseThatIsAwayIsNoFaultOfOurs reads a log whose rows do not answer: a 503, and the same entry again afterwards.
+func TestADatabaseThatIsAwayIsNoFaultOfOurs(t *testing.T) {
+	s := &site{t: t, kind: log.Rekor1, key: newHouse(t, log.Rekor1).key, server: services.StartPostgres(t)}
+	s.uri, s.tree = s.server.Database(t), stores[0].tree(t, s.kind)
+	h := s.open()
+	h.addUntilAnswered("entry")
+	s.server.Kill()
+	for name, read := range map[string]func() error{
+		"a leaf":  func() error { _, err := h.log.Leaf(t.Context(), 0); return err },
+		"a hash":  func() error { _, err := h.log.IndexOf(t.Context(), h.submission("entry").Identity); return err },
+		"no hash": func() error { _, err := h.log.IndexOf(t.Context(), [32]byte{1}); return err },
+	} {
+		if err := read(); fault.KindOf(err) != fault.Unavailable {
+			t.Errorf("%s without a database: %v, want a 503", name, err)
+		}
+	}
+	if err := s.server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		leaf, err := h.log.Leaf(t.Context(), 0)
+		if err == nil && string(leaf.Data) == "entry" {
+			return
+		}
+		if fault.KindOf(err) != fault.Unavailable {
+			t.Fatal(err)
+		}
+	}
+}

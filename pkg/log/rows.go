@@ -135,7 +135,7 @@ func (r *rows) find(ctx context.Context, identity [32]byte) (index uint64, integ
 		return 0, 0, false, nil
 	}
 	if err != nil {
-		return 0, 0, false, fmt.Errorf("looking for a duplicate: %w", err)
+		return 0, 0, false, fmt.Errorf("looking for a duplicate: %w", database.Away(err))
 	}
 	return index, integrated, true, nil
 }
@@ -158,7 +158,7 @@ func findAll(ctx context.Context, db queryer, identities [][32]byte) (map[[32]by
 		found, err := db.QueryContext(ctx, `SELECT identity, idx, integrated FROM leaves WHERE idx IS NOT NULL AND identity IN `+
 			placeholders(1, len(chunk), 0), bytesOf(chunk)...)
 		if err != nil {
-			return nil, fmt.Errorf("looking for duplicates: %w", err)
+			return nil, fmt.Errorf("looking for duplicates: %w", database.Away(err))
 		}
 		if err := each(found, func() error {
 			var identity []byte
@@ -170,7 +170,7 @@ func findAll(ctx context.Context, db queryer, identities [][32]byte) (map[[32]by
 			out[r.identity] = r
 			return nil
 		}); err != nil {
-			return nil, fmt.Errorf("looking for duplicates: %w", err)
+			return nil, fmt.Errorf("looking for duplicates: %w", database.Away(err))
 		}
 	}
 	return out, nil
@@ -192,7 +192,7 @@ func (r *rows) slice(ctx context.Context, from, to uint64) (map[uint64]row, erro
 	found, err := r.db.QueryContext(ctx, `SELECT l.idx, l.integrated, l.keys, e.extra FROM leaves l LEFT JOIN extras e ON e.identity = l.identity
 		WHERE l.idx >= $1 AND l.idx < $2`, from, to)
 	if err != nil {
-		return nil, fmt.Errorf("reading rows: %w", err)
+		return nil, fmt.Errorf("reading rows: %w", database.Away(err))
 	}
 	out := make(map[uint64]row, to-from)
 	err = each(found, func() error {
@@ -209,7 +209,7 @@ func (r *rows) slice(ctx context.Context, from, to uint64) (map[uint64]row, erro
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("reading rows: %w", err)
+		return nil, fmt.Errorf("reading rows: %w", database.Away(err))
 	}
 	return out, nil
 }
@@ -221,7 +221,7 @@ func (r *rows) indexOf(ctx context.Context, leafHash [32]byte) (uint64, bool, er
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, false, nil
 	}
-	return index, err == nil, err
+	return index, err == nil, database.Away(err)
 }
 
 // identityAt returns the identity of the leaf at index.
@@ -232,7 +232,7 @@ func (r *rows) identityAt(ctx context.Context, index uint64) (identity [32]byte,
 		return identity, false, nil
 	}
 	if err != nil || len(raw) != len(identity) {
-		return identity, false, fmt.Errorf("reading the row of index %d: %w", index, err)
+		return identity, false, fmt.Errorf("reading the row of index %d: %w", index, database.Away(err))
 	}
 	return [32]byte(raw), true, nil
 }
@@ -241,7 +241,7 @@ func (r *rows) identityAt(ctx context.Context, index uint64) (identity [32]byte,
 func (r *rows) next(ctx context.Context) (uint64, error) {
 	var n uint64
 	if err := r.counted.QueryRowContext(ctx).Scan(&n); err != nil {
-		return 0, fmt.Errorf("counting rows: %w", err)
+		return 0, fmt.Errorf("counting rows: %w", database.Away(err))
 	}
 	return n, nil
 }
@@ -344,7 +344,7 @@ func insertExtras(ctx context.Context, tx *sql.Tx, batch []row) error {
 func (r *rows) hasExtra(ctx context.Context, identity [32]byte) (bool, error) {
 	var n int
 	if err := r.db.QueryRowContext(ctx, `SELECT COUNT(*) FROM extras WHERE identity = $1`, identity[:]).Scan(&n); err != nil {
-		return false, fmt.Errorf("looking for extra data: %w", err)
+		return false, fmt.Errorf("looking for extra data: %w", database.Away(err))
 	}
 	return n > 0, nil
 }

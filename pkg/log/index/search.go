@@ -47,7 +47,7 @@ func (x *Index) Search(ctx context.Context, keys []string, all bool, max int) ([
 		return nil, fault.New(fault.Unavailable, "index_unavailable", err, "the search index does not answer; try again")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("searching: %w", err)
+		return nil, fmt.Errorf("searching: %w", database.Away(err))
 	}
 	return found, nil
 }
