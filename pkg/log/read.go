@@ -111,11 +111,10 @@ func (l *Log) Leaves(ctx context.Context, from uint64, max int) ([]Leaf, error) 
 	if from >= size || max <= 0 {
 		return nil, nil
 	}
-	parsed, err := l.parsed(ctx, from, size)
+	parsed, err := l.parsedUpTo(ctx, from, uint64(max), size)
 	if err != nil {
 		return nil, err
 	}
-	parsed = parsed[:min(len(parsed), max)]
 	known, err := l.rows.slice(ctx, from, from+uint64(len(parsed)))
 	if err != nil {
 		return nil, err

@@ -207,21 +207,27 @@ func (l *Log) keptOf(ctx context.Context, leaves []parsedLeaf) (map[[32]byte]que
 
 // parsed returns the leaves from index from to the end of their bundle, in a tree of size size.
 func (l *Log) parsed(ctx context.Context, from, size uint64) ([]parsedLeaf, error) {
+	return l.parsedUpTo(ctx, from, layout.EntryBundleWidth, size)
+}
+
+// parsedUpTo is parsed for no more than max leaves.
+func (l *Log) parsedUpTo(ctx context.Context, from, max, size uint64) ([]parsedLeaf, error) {
 	bundle := from / layout.EntryBundleWidth
 	raw, err := l.opts.Tree.Bundle(ctx, bundle, layout.PartialTileSize(0, bundle, size))
 	if err != nil {
 		return nil, fmt.Errorf("reading entry bundle %d: %w", bundle, err)
 	}
-	leaves, err := parseBundle(l.opts.Kind, raw)
+	first := bundle * layout.EntryBundleWidth
+	end := min(from-first+max, layout.EntryBundleWidth)
+	leaves, err := parseLeaves(l.opts.Kind, raw, from-first, end)
 	if err != nil {
 		return nil, fmt.Errorf("entry bundle %d: %w", bundle, err)
 	}
-	first := bundle * layout.EntryBundleWidth
 	count := min(size-first, layout.EntryBundleWidth)
 	if uint64(len(leaves)) < count {
 		return nil, fmt.Errorf("entry bundle %d has %d entries, want %d", bundle, len(leaves), count)
 	}
-	return leaves[from-first : count], nil
+	return leaves[from-first : min(count, end)], nil
 }
 
 // sealUpTo extends the signed tree to size by its leaves and signs it.
