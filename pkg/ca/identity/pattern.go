@@ -4,29 +4,65 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"regexp"
 	"strings"
 
 	"golang.org/x/net/publicsuffix"
 )
 
-// wildcardClass is what one * of a meta issuer stands for, once or more: part of a host label or
-// of a path segment, never a dot, slash, colon or percent sign.
-const wildcardClass = "[-_a-zA-Z0-9]"
-
 const maxPattern = 512
 
-// compilePattern turns a meta issuer's pattern into a regular expression that is anchored at
-// both ends (matching a part was CVE-2026-22772).
-func compilePattern(pattern string) (*regexp.Regexp, error) {
-	if len(pattern) > maxPattern {
+// pattern is a meta issuer's URL cut at its stars.
+type pattern []string
+
+func compilePattern(text string) (pattern, error) {
+	if len(text) > maxPattern {
 		return nil, fmt.Errorf("pattern is over %d bytes", maxPattern)
 	}
-	if !strings.Contains(pattern, "*") {
+	if !strings.Contains(text, "*") {
 		return nil, errors.New("a meta issuer needs a *; list an exact URL under oidc-issuers")
 	}
-	quoted := strings.ReplaceAll(regexp.QuoteMeta(pattern), `\*`, wildcardClass+"+")
-	return regexp.Compile(`\A` + quoted + `\z`)
+	return strings.Split(text, "*"), nil
+}
+
+// matches reports whether all of s fits (a match of a part was CVE-2026-22772). Each star takes as
+// little as it can. That misses nothing: if the text after a star also occurs further on, then
+// only characters of the class lie between, which the next star can take as well.
+func (p pattern) matches(s string) bool {
+	rest, ok := strings.CutPrefix(s, p[0])
+	last := p[len(p)-1]
+	if !ok || !strings.HasSuffix(rest, last) {
+		return false
+	}
+	rest = rest[:len(rest)-len(last)]
+	for _, literal := range p[1 : len(p)-1] {
+		if rest, ok = afterStar(rest, literal); !ok {
+			return false
+		}
+	}
+	return classPrefix(rest) == len(rest) && rest != ""
+}
+
+// afterStar returns what follows the first literal in s that has characters of the class and
+// nothing else before it.
+func afterStar(s, literal string) (rest string, ok bool) {
+	n := classPrefix(s)
+	if n == 0 {
+		return "", false
+	}
+	at := strings.Index(s[1:], literal) + 1
+	if at == 0 || at > n {
+		return "", false
+	}
+	return s[at+len(literal):], true
+}
+
+// classPrefix is how many bytes at the start of s belong to the class.
+func classPrefix(s string) int {
+	n := 0
+	for n < len(s) && inClass(s[n]) {
+		n++
+	}
+	return n
 }
 
 // checkPatternHost refuses patterns that leave the owner of the domain open, such as
@@ -116,6 +152,8 @@ func meet(a, b atom) bool {
 	}
 }
 
+// inClass tells what one * of a meta issuer stands for, once or more: [-_a-zA-Z0-9], part of a host
+// label or of a path segment, never a dot, slash, colon or percent sign.
 func inClass(c byte) bool {
 	return c == '-' || c == '_' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 }

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"regexp"
 	"slices"
 	"sort"
 	"strings"
@@ -59,7 +58,7 @@ type Verifier struct {
 // trusted is one configured issuer ready for use.
 type trusted struct {
 	issuer  Issuer
-	pattern *regexp.Regexp // nil for an exact URL
+	pattern pattern // nil for an exact URL
 	mapping mapper
 	static  *fetched    // keys that need no network
 	remote  *remoteKeys // for an exact URL without static keys
@@ -216,7 +215,7 @@ func (v *Verifier) find(iss string) *trusted {
 		return nil
 	}
 	for _, t := range v.meta {
-		if t.pattern.MatchString(iss) {
+		if t.pattern.matches(iss) {
 			return t
 		}
 	}
