@@ -109,7 +109,7 @@ func (h *Handler) configuration() *fulcio.Configuration {
 	for _, i := range h.ca.opts.Identity.Issuers() {
 		o := &fulcio.OIDCIssuer{
 			Issuer:                &fulcio.OIDCIssuer_IssuerUrl{IssuerUrl: i.URL},
-			Audience:              i.Audience,
+			Audience:              i.ClientID(),
 			ChallengeClaim:        i.Challenge(),
 			SpiffeTrustDomain:     i.SPIFFETrustDomain,
 			IssuerType:            string(i.Type),

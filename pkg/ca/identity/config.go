@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"go.yaml.in/yaml/v3"
@@ -18,10 +19,11 @@ type Config struct {
 
 // Issuer is one OIDC issuer, or with Wildcard every issuer whose URL fits a pattern.
 type Issuer struct {
-	URL      string // compared byte for byte with a token's iss: a trailing slash makes another issuer
-	Wildcard bool   // URL is a pattern: * stands for one or more of [-_a-zA-Z0-9]
-	Audience string // client-id; a token's aud must contain it
-	Type     Type
+	URL       string   // compared byte for byte with a token's iss: a trailing slash makes another issuer
+	Wildcard  bool     // URL is a pattern: * stands for one or more of [-_a-zA-Z0-9]
+	Audience  string   // client-id; a token's aud must contain it or one of Audiences
+	Audiences []string // beside Audience or in its place
+	Type      Type
 
 	CIProvider            string // type ci-provider: name in Config.Providers or of a built-in provider
 	IssuerClaim           string // type email: path such as $.federated_claims.connector_id of the claim written as issuer
@@ -29,13 +31,17 @@ type Issuer struct {
 	SPIFFETrustDomain     string // type spiffe
 	ChallengeClaim        string // advertised to clients; a proof of possession over this claim is accepted too
 	SkipEmailVerification bool   // type email: email_verified need not be true
+	SANTemplate           string // replaces the URI of a fixed type, see sanVariables
+
+	ClockLeeway *time.Duration // how long after exp a token still counts, 0 to 5m; nil for Options.Leeway
 
 	CACert              string // PEM certificates trusted for this issuer beside the system's
-	DiscoveryURL        string // where discovery is fetched instead of below URL, see remoteKeys
+	CACertFile          string // path of a file with such certificates, read anew for each fetch
+	DiscoveryURL        string // where discovery is fetched instead of below URL, see source.keysURL
 	JWKS                string // the issuer's keys themselves: nothing is fetched
-	JWKSFile            string // path of a file with them, read once
+	JWKSFile            string // path of a file with them, read again when it changes
 	AllowHTTP           bool   // URL, discovery or keys may be http://
-	AllowPrivateNetwork bool   // a wildcard issuer may resolve to private and loopback addresses
+	AllowPrivateNetwork bool   // hosts that the configuration does not name may have private addresses
 
 	Description, Contact, Environment string // for people, not evaluated
 
@@ -45,6 +51,14 @@ type Issuer struct {
 	Algorithms []string
 
 	line int
+}
+
+// audiences are those that tokens may have, the one that clients are told of first.
+func (i *Issuer) audiences() []string {
+	if i.Audience == "" {
+		return i.Audiences
+	}
+	return append([]string{i.Audience}, i.Audiences...)
 }
 
 // Provider maps the claims of a CI system's tokens to a certificate. A template that contains
@@ -127,7 +141,8 @@ func (d *decoder) issuers(c *Config, n *yaml.Node, wildcard bool) {
 // issuer decodes one issuer; key is its URL in the mapping form, "" in the list form.
 func (d *decoder) issuer(n *yaml.Node, key string, wildcard bool, line int) Issuer {
 	i := Issuer{Wildcard: wildcard, line: line}
-	var kind string
+	var kind, emailVerified string
+	var skip *bool
 	d.fields(n, "issuer", []field{
 		{"issuer-url", "IssuerURL", d.text(&i.URL)},
 		{"client-id", "ClientID", d.text(&i.Audience)},
@@ -138,11 +153,22 @@ func (d *decoder) issuer(n *yaml.Node, key string, wildcard bool, line int) Issu
 		{"spiffe-trust-domain", "SPIFFETrustDomain", d.text(&i.SPIFFETrustDomain)},
 		{"challenge-claim", "ChallengeClaim", d.text(&i.ChallengeClaim)},
 		{"ca-cert", "CACert", d.text(&i.CACert)},
-		{"skip-email-verification", "SkipEmailVerification", d.flag(&i.SkipEmailVerification)},
+		{"skip-email-verification", "SkipEmailVerification", func(n *yaml.Node) {
+			skip = new(bool)
+			d.flag(skip)(n)
+		}},
 		{"description", "Description", d.text(&i.Description)},
 		{"contact", "Contact", d.text(&i.Contact)},
 		{"environment", "Environment", d.text(&i.Environment)},
 		// Ours, without an older spelling.
+		{"audiences", "", d.list(&i.Audiences, "audiences")},
+		{"email-verified", "", d.text(&emailVerified)},
+		{"subject-alternative-name-template", "", d.text(&i.SANTemplate)},
+		{"clock-leeway", "", func(n *yaml.Node) {
+			i.ClockLeeway = new(time.Duration)
+			d.duration(i.ClockLeeway)(n)
+		}},
+		{"ca-cert-file", "", d.text(&i.CACertFile)},
 		{"discovery-url", "", d.text(&i.DiscoveryURL)},
 		{"jwks", "", d.text(&i.JWKS)},
 		{"jwks-file", "", d.text(&i.JWKSFile)},
@@ -150,6 +176,20 @@ func (d *decoder) issuer(n *yaml.Node, key string, wildcard bool, line int) Issu
 		{"allow-private-network", "", d.flag(&i.AllowPrivateNetwork)},
 	})
 	i.Type = Type(kind)
+	if skip != nil {
+		i.SkipEmailVerification = *skip
+	}
+	switch emailVerified {
+	case "":
+	case "require", "ignore":
+		ignore := emailVerified == "ignore"
+		if skip != nil && *skip != ignore {
+			d.addf(n, "email-verified: %s contradicts skip-email-verification: %t", emailVerified, *skip)
+		}
+		i.SkipEmailVerification = ignore
+	default:
+		d.addf(n, "email-verified %q is neither require nor ignore", emailVerified)
+	}
 	switch {
 	case key == "":
 	case wildcard: // as upstream, issuer-url of a meta issuer is not used

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -14,6 +16,7 @@ const (
 	maxConfig  = 1 << 20
 	maxEntries = 4096 // keys of one mapping, items of one list
 	maxMerge   = 8    // nesting of YAML merge keys
+	maxList    = 64   // strings in a list
 )
 
 // parseNode reads one YAML or JSON document, as a tree that remembers line numbers. JSON gets
@@ -213,6 +216,39 @@ func (d *decoder) flag(dst *bool) func(*yaml.Node) {
 		}
 		if err := n.Decode(dst); err != nil {
 			d.addf(n, "expected true or false")
+		}
+	}
+}
+
+// duration sets a duration in Go's form, such as 30s. 0 needs no unit.
+func (d *decoder) duration(dst *time.Duration) func(*yaml.Node) {
+	return func(n *yaml.Node) {
+		n = resolve(n)
+		v, err := time.ParseDuration(n.Value)
+		if n.Kind != yaml.ScalarNode || err != nil {
+			d.addf(n, "expected a duration such as 30s")
+			return
+		}
+		*dst = v
+	}
+}
+
+// list sets a list of strings that are not empty and differ.
+func (d *decoder) list(dst *[]string, what string) func(*yaml.Node) {
+	return func(n *yaml.Node) {
+		n = resolve(n)
+		if n.Kind != yaml.SequenceNode || len(n.Content) == 0 || len(n.Content) > maxList {
+			d.addf(n, "%s must be a list of 1 to %d strings", what, maxList)
+			return
+		}
+		for _, item := range n.Content {
+			before := len(d.problems)
+			var s string
+			d.text(&s)(item)
+			if len(d.problems) == before && (s == "" || slices.Contains(*dst, s)) {
+				d.addf(item, "%s has an empty or repeated string", what)
+			}
+			*dst = append(*dst, s)
 		}
 	}
 }

@@ -1,18 +1,19 @@
 package identity
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -29,8 +30,8 @@ const (
 	maxKeys      = 256
 
 	// A pod's own credentials, needed since clusters closed anonymous discovery (Fulcio #2110).
-	kubernetesIssuer = "https://kubernetes.default.svc"
-	serviceAccount   = "/var/run/secrets/kubernetes.io/serviceaccount"
+	kubernetesService = "kubernetes.default.svc"
+	serviceAccount    = "/var/run/secrets/kubernetes.io/serviceaccount"
 )
 
 // source fetches an issuer's keys: discovery first, then the JWKS that it names.
@@ -38,54 +39,134 @@ type source struct {
 	issuer       string // the exact iss
 	discoveryURL string // overrides where discovery is, "" for below issuer
 	allowHTTP    bool
-	client       *http.Client
-	tokenFile    string // bearer token for the issuer's own host, read anew for each fetch; "" for none
+	named        []string          // hosts with port that the configuration names, none for a wildcard issuer
+	allowPrivate bool              // other hosts may have private addresses
+	caPEM        []byte            // trusted beside the system's and those in caFiles
+	caFiles      []string          // read anew for each fetch
+	tokenFile    string            // the pod's bearer token, read anew for each request; "" for none
+	fixed        http.RoundTripper // replaces the network in tests
+
+	// One fetch runs at a time, and only it uses these.
+	pem     []byte          // that transports were made with
+	direct  *http.Transport // for named hosts
+	guarded *http.Transport // for others
 }
 
 // newSource prepares fetching for i as the issuer url (i.URL, or one that fits its pattern).
-// inCluster lends the pod's CA and token, transport replaces the network in tests.
+// inCluster lends the pod's CA and token, transport replaces the network in tests. CA files that
+// are missing or wrong are an error.
 func newSource(i *Issuer, url string, inCluster string, transport http.RoundTripper) (*source, error) {
-	s := &source{issuer: url, discoveryURL: i.DiscoveryURL, allowHTTP: i.AllowHTTP}
-	dialer := &net.Dialer{Timeout: fetchTimeout}
-	t := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           dialer.DialContext,
-		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
-		ForceAttemptHTTP2:     true,
-		MaxIdleConnsPerHost:   1,
-		IdleConnTimeout:       90 * time.Second,
-		ResponseHeaderTimeout: fetchTimeout,
+	s := &source{
+		issuer: url, discoveryURL: i.DiscoveryURL, allowHTTP: i.AllowHTTP, allowPrivate: i.AllowPrivateNetwork,
+		caPEM: []byte(i.CACert), fixed: transport,
 	}
-	if i.Wildcard && !i.AllowPrivateNetwork {
-		// Whoever controls a host that fits the pattern must not point us at our own network. A
-		// proxy would hide the address we check.
-		t.Proxy = nil
-		dialer.Control = refusePrivate
-	}
-	pem := []byte(i.CACert)
-	if inCluster != "" {
-		ca, err := os.ReadFile(inCluster + "/ca.crt")
-		if err != nil {
-			return nil, fmt.Errorf("cluster CA: %w", err)
+	if !i.Wildcard {
+		s.named = []string{hostPort(url)}
+		if i.DiscoveryURL != "" {
+			s.named = append(s.named, hostPort(i.DiscoveryURL))
 		}
-		pem = append(append(pem, '\n'), ca...)
-		s.tokenFile = inCluster + "/token"
 	}
+	if i.CACertFile != "" {
+		s.caFiles = append(s.caFiles, i.CACertFile)
+	}
+	if inCluster != "" {
+		s.caFiles = append(s.caFiles, filepath.Join(inCluster, "ca.crt"))
+		s.tokenFile = filepath.Join(inCluster, "token")
+	}
+	return s, s.prepare()
+}
+
+// hostPort returns host:port of a URL that the configuration has been checked to have.
+func hostPort(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return ""
+	}
+	return withPort(u)
+}
+
+func withPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"https": "443", "http": "80"}[u.Scheme]
+	}
+	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+}
+
+// prepare makes the transports, anew when a CA file has changed.
+func (s *source) prepare() error {
+	pem := s.caPEM
+	for _, name := range s.caFiles {
+		data, err := readSmall(name)
+		if err != nil {
+			return fmt.Errorf("CA certificates: %w", err)
+		}
+		if !x509.NewCertPool().AppendCertsFromPEM(data) {
+			return fmt.Errorf("CA certificates: %s holds no PEM certificate", name)
+		}
+		pem = slices.Concat(pem, []byte("\n"), data)
+	}
+	if s.direct != nil && bytes.Equal(pem, s.pem) {
+		return nil
+	}
+	var roots *x509.CertPool // the system's
 	if len(pem) > 0 {
 		pool, err := x509.SystemCertPool()
 		if err != nil {
 			pool = x509.NewCertPool()
 		}
 		if !pool.AppendCertsFromPEM(pem) {
-			return nil, errors.New("ca-cert holds no PEM certificate")
+			return errors.New("ca-cert holds no PEM certificate")
 		}
-		t.TLSClientConfig.RootCAs = pool
+		roots = pool
 	}
-	s.client = &http.Client{Transport: t, CheckRedirect: s.checkRedirect, Timeout: fetchTimeout}
-	if transport != nil {
-		s.client.Transport = transport
+	if s.direct != nil {
+		s.direct.CloseIdleConnections()
+		s.guarded.CloseIdleConnections()
 	}
-	return s, nil
+	s.pem = pem
+	s.direct = newTransport(&net.Dialer{Timeout: fetchTimeout}, http.ProxyFromEnvironment, roots)
+	// A proxy would hide the address that is to be checked.
+	s.guarded = newTransport(&net.Dialer{Timeout: fetchTimeout, Control: refusePrivate}, nil, roots)
+	return nil
+}
+
+func newTransport(d *net.Dialer, proxy func(*http.Request) (*url.URL, error), roots *x509.CertPool) *http.Transport {
+	return &http.Transport{
+		Proxy:                 proxy,
+		DialContext:           d.DialContext,
+		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
+		ForceAttemptHTTP2:     true,
+		MaxIdleConnsPerHost:   1,
+		IdleConnTimeout:       90 * time.Second,
+		ResponseHeaderTimeout: fetchTimeout,
+	}
+}
+
+// transport returns how req may leave. Whoever controls a host that fits a pattern, or a discovery
+// document, must not point us at our own network: only hosts that the configuration names may have
+// private addresses. An exact issuer's keys on another host may come by the proxy that there is.
+func (s *source) transport(req *http.Request) (http.RoundTripper, error) {
+	switch {
+	case s.fixed != nil:
+		return s.fixed, nil
+	case s.allowPrivate || slices.Contains(s.named, withPort(req.URL)):
+		return s.direct, nil
+	}
+	if len(s.named) == 0 {
+		return s.guarded, nil
+	}
+	proxy, err := http.ProxyFromEnvironment(req)
+	if err != nil {
+		return nil, err
+	}
+	if proxy == nil {
+		return s.guarded, nil
+	}
+	if ip, err := netip.ParseAddr(req.URL.Hostname()); err == nil && !public(ip) {
+		return nil, notPublic(ip)
+	}
+	return s.direct, nil
 }
 
 // checkRedirect refuses to leave the host or TLS: a redirect elsewhere would let it choose the
@@ -107,11 +188,28 @@ func refusePrivate(_, address string, _ syscall.RawConn) error {
 	if err != nil {
 		return err
 	}
-	a := ap.Addr().Unmap()
-	if !a.IsGlobalUnicast() || a.IsPrivate() {
-		return fmt.Errorf("address %s is not public; set allow-private-network for this meta issuer if it may be", a)
+	if !public(ap.Addr()) {
+		return notPublic(ap.Addr())
 	}
 	return nil
+}
+
+// public reports whether an address is of the internet (IANA's registries of special-purpose
+// addresses). Those that wrap an IPv4 address are not: it could be any.
+func public(a netip.Addr) bool {
+	a = a.Unmap()
+	for _, special := range []string{
+		"100.64.0.0/10", "192.0.0.0/24", "198.18.0.0/15", "240.0.0.0/4", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16",
+	} {
+		if netip.MustParsePrefix(special).Contains(a) {
+			return false
+		}
+	}
+	return a.IsGlobalUnicast() && !a.IsPrivate()
+}
+
+func notPublic(a netip.Addr) error {
+	return fmt.Errorf("address %s is not public and the configuration does not name its host; set allow-private-network for this issuer if it may be", a)
 }
 
 // fetched is what one fetch found.
@@ -123,6 +221,9 @@ type fetched struct {
 func (s *source) fetch(ctx context.Context) (*fetched, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
+	if err := s.prepare(); err != nil {
+		return nil, err
+	}
 	where := s.discoveryURL
 	if where == "" {
 		where = s.issuer
@@ -165,29 +266,53 @@ func (s *source) fetch(ctx context.Context) (*fetched, error) {
 
 // keysURL returns where the keys are. With a discovery-url the issuer is reached by another
 // name than its own, and its jwks_uri below its own name would be out of reach too: then the
-// same path is asked for at the discovery host. A jwks_uri on a third host is left alone.
+// same path is asked for at the discovery host. A Kubernetes API server names itself by an address
+// in jwks_uri that its certificate or the pod's network may not know: within the cluster, the same
+// path at its service is asked. A jwks_uri on a third host is left alone.
 func (s *source) keysURL(raw string) (string, error) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" {
 		return "", fmt.Errorf("jwks_uri %q is not a URL", raw)
 	}
+	issuer, err := url.Parse(s.issuer)
+	if err != nil {
+		return "", err
+	}
+	asked := issuer
 	if s.discoveryURL != "" {
-		issuer, err := url.Parse(s.issuer)
-		if err != nil {
+		if asked, err = url.Parse(s.discoveryURL); err != nil {
 			return "", err
 		}
-		other, err := url.Parse(s.discoveryURL)
-		if err != nil {
-			return "", err
-		}
-		if u.Host == issuer.Host {
-			u.Scheme, u.Host = other.Scheme, other.Host
-		}
+	}
+	if s.discoveryURL != "" && u.Host == issuer.Host || s.isAPIServer(asked) && u.Path == "/openid/v1/jwks" {
+		u.Scheme, u.Host = asked.Scheme, asked.Host
 	}
 	if u.Scheme != "https" && !(u.Scheme == "http" && s.allowHTTP) {
 		return "", fmt.Errorf("jwks_uri %q is not https", raw)
 	}
 	return u.String(), nil
+}
+
+// isAPIServer reports whether u is the API server of the cluster that we run in, by its service's
+// name: kubernetes.default.svc, or with the cluster's domain.
+func (s *source) isAPIServer(u *url.URL) bool {
+	return s.tokenFile != "" && slices.Contains(s.named, withPort(u)) && apiServer(u)
+}
+
+// apiServer reports whether u has the name of the API server's service.
+func apiServer(u *url.URL) bool {
+	host := u.Hostname()
+	return u.Scheme == "https" && (host == kubernetesService || strings.HasPrefix(host, kubernetesService+"."))
+}
+
+// inCluster reports whether the issuer is the cluster that we run in.
+func (i *Issuer) inCluster() bool {
+	where := i.URL
+	if i.DiscoveryURL != "" {
+		where = i.DiscoveryURL
+	}
+	u, err := url.Parse(where)
+	return err == nil && i.Type == Kubernetes && !i.Wildcard && i.JWKS == "" && i.JWKSFile == "" && i.Keys == nil && apiServer(u)
 }
 
 func (s *source) get(ctx context.Context, where string) ([]byte, error) {
@@ -196,22 +321,21 @@ func (s *source) get(ctx context.Context, where string) ([]byte, error) {
 		return nil, err
 	}
 	req.Header.Set("Accept", "application/json")
-	if s.tokenFile != "" {
-		issuer, err := url.Parse(s.issuer)
-		if err != nil {
+	if s.isAPIServer(req.URL) { // nobody else may see the pod's token, no other cluster either
+		token, err := readSmall(s.tokenFile)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}
-		if req.URL.Host == issuer.Host { // nobody else may see the pod's token
-			token, err := os.ReadFile(s.tokenFile)
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				return nil, err
-			}
-			if len(token) > 0 {
-				req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-			}
+		if len(token) > 0 {
+			req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 		}
 	}
-	resp, err := s.client.Do(req)
+	transport, err := s.transport(req)
+	if err != nil {
+		return nil, err
+	}
+	client := &http.Client{Transport: transport, CheckRedirect: s.checkRedirect}
+	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -219,12 +343,9 @@ func (s *source) get(ctx context.Context, where string) ([]byte, error) {
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s answered %s", where, resp.Status)
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxDocument+1))
+	body, err := readLimited(resp.Body)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", where, err)
-	}
-	if len(body) > maxDocument {
-		return nil, fmt.Errorf("%s: over %d bytes", where, maxDocument)
 	}
 	return body, nil
 }

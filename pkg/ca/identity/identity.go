@@ -8,6 +8,7 @@ package identity
 import (
 	"crypto/sha256"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -43,7 +44,7 @@ type SAN struct {
 // Extension is one certificate extension under 1.3.6.1.4.1.57264.1, by its last arc.
 type Extension struct {
 	Arc   int
-	Value string // valid UTF-8 without control characters
+	Value string // valid UTF-8 without control and invisible characters
 }
 
 // Arcs under 1.3.6.1.4.1.57264.1 that every certificate has.
@@ -52,6 +53,9 @@ const (
 	arcIssuerV2 = 8
 	arcSubject  = 24
 )
+
+// arcWorkflowName is free text for people: nothing is decided by it.
+const arcWorkflowName = 4
 
 // Type is how an issuer's claims are mapped to a certificate.
 type Type string
@@ -81,14 +85,21 @@ func (t Type) known() bool {
 // maxValue bounds one value that goes into a certificate.
 const maxValue = 4 << 10
 
-// printable reports whether s may stand in a certificate: valid UTF-8 of bounded length
-// without control characters and without the marks that reorder text on a reader's screen.
-func printable(s string) bool {
+// printable reports whether s may stand in a certificate: valid UTF-8 of bounded length without
+// anything that a reader cannot see or that reorders what is seen: control characters, format
+// characters (zero-width, bidi, soft hyphen, tags, byte order mark), line and paragraph separators.
+func printable(s string) bool { return printableBut(s, "") }
+
+// readable is printable for text that names nobody: U+200C and U+200D join letters of some scripts
+// and the parts of emoji, which names of workflows have.
+func readable(s string) bool { return printableBut(s, "\u200c\u200d") }
+
+func printableBut(s, allowed string) bool {
 	if len(s) > maxValue || !utf8.ValidString(s) {
 		return false
 	}
 	return !strings.ContainsFunc(s, func(r rune) bool {
-		return r < 0x20 || r >= 0x7f && r <= 0x9f || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069
+		return r != ' ' && !strings.ContainsRune(allowed, r) && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 	})
 }
 

@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"time"
 
 	"golang.org/x/net/publicsuffix"
 )
+
+// maxLeeway bounds how long after its exp a token may count.
+const maxLeeway = 5 * time.Minute
 
 // Validate checks everything that can be known before the first token. All problems come back
 // in one error.
@@ -56,8 +60,16 @@ func (i *Issuer) check(c *Config) []error {
 	if err != nil {
 		return []error{err}
 	}
-	if i.Audience == "" {
-		add("client-id is required")
+	if len(i.audiences()) == 0 {
+		add("client-id is required: what the aud of tokens must hold, or audiences")
+	}
+	for _, a := range i.Audiences {
+		if a == "" {
+			add("audiences has an empty string")
+		}
+	}
+	if l := i.ClockLeeway; l != nil && (*l < 0 || *l > maxLeeway) {
+		add("clock-leeway %v is not between 0s and %v", *l, maxLeeway)
 	}
 	if !i.Type.known() {
 		add("type %q is not known", i.Type)

@@ -5,10 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
-	"os"
 	"slices"
 	"sort"
 	"strings"
@@ -37,8 +35,9 @@ type Options struct {
 	Registry  prometheus.Registerer // may be nil
 	Transport http.RoundTripper     // replaces the network, for tests
 
-	// InClusterDir holds the pod's ca.crt and token, used for issuers of type kubernetes once
-	// https://kubernetes.default.svc is configured. Default: where the kubelet mounts them.
+	// InClusterDir holds the pod's ca.crt, trusted for issuers of type kubernetes once one of them is
+	// at kubernetes.default.svc, and its token, which that API server alone gets. Default: where the
+	// kubelet mounts them.
 	InClusterDir string
 }
 
@@ -48,7 +47,7 @@ type Verifier struct {
 	exact map[string]*trusted
 	meta  []*trusted // longest pattern first
 
-	fetches *prometheus.CounterVec
+	fetches, fileReads *prometheus.CounterVec
 
 	mu     sync.Mutex // guards remote
 	remote map[string]*metaKeys
@@ -60,8 +59,8 @@ type trusted struct {
 	issuer  Issuer
 	pattern pattern // nil for an exact URL
 	mapping mapper
-	static  *fetched    // keys that need no network
-	remote  *remoteKeys // for an exact URL without static keys
+	keys    keySource // nil for a pattern, and for keys set in code
+	algs    *fetched  // algorithms of keys set in code
 }
 
 type metaKeys struct {
@@ -97,10 +96,15 @@ func New(o Options) (*Verifier, error) {
 		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ca_issuer_key_fetches_total", Help: "Fetches of OIDC issuer keys by outcome.",
 		}, []string{"outcome"}),
+		fileReads: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ca_issuer_key_file_reads_total", Help: "Changes of files with OIDC issuer keys by outcome of reading them.",
+		}, []string{"outcome"}),
 	}
 	if o.Registry != nil {
-		if err := o.Registry.Register(v.fetches); err != nil {
-			return nil, err
+		for _, c := range []prometheus.Collector{v.fetches, v.fileReads} {
+			if err := o.Registry.Register(c); err != nil {
+				return nil, err
+			}
 		}
 	}
 	var problems []error
@@ -128,58 +132,46 @@ func (v *Verifier) add(i Issuer, all *Config) error {
 	}
 	switch {
 	case i.Keys != nil:
-		if t.static = (&fetched{algs: supported(allAlgorithms)}); len(i.Algorithms) > 0 {
-			t.static.algs = supported(i.Algorithms)
+		if t.algs = (&fetched{algs: supported(allAlgorithms)}); len(i.Algorithms) > 0 {
+			t.algs.algs = supported(i.Algorithms)
 		}
-	case i.JWKS != "" || i.JWKSFile != "":
-		data := []byte(i.JWKS)
-		if i.JWKSFile != "" {
-			if data, err = readSmall(i.JWKSFile); err != nil {
-				return fmt.Errorf("jwks-file: %w", err)
-			}
-		}
-		keys, err := parseJWKS(data)
-		if err != nil {
+	case i.JWKS != "":
+		if t.keys, err = staticKeys(i.JWKS); err != nil {
 			return fmt.Errorf("jwks: %w", err)
 		}
-		t.static = &fetched{keys: keys, algs: supported(allAlgorithms)}
+	case i.JWKSFile != "":
+		if t.keys, err = newFileKeys(i.JWKSFile, v.opts.Now, v.observe(v.fileReads, "the file with keys of an OIDC issuer cannot be used; those before it stay", i.URL)); err != nil {
+			return fmt.Errorf("jwks-file: %w", err)
+		}
 	default:
 		inCluster := ""
-		if i.Type == Kubernetes && slices.ContainsFunc(all.Issuers, func(other Issuer) bool { return !other.Wildcard && other.URL == kubernetesIssuer }) {
+		if i.Type == Kubernetes && slices.ContainsFunc(all.Issuers, func(other Issuer) bool { return other.inCluster() }) {
 			inCluster = v.opts.InClusterDir
 		}
 		s, err := newSource(&i, i.URL, inCluster, v.opts.Transport)
 		if err != nil {
 			return err
 		}
-		t.remote = v.newKeys(s)
+		t.keys = v.newKeys(s, nil)
 	}
 	v.exact[i.URL] = t
 	return nil
 }
 
-func readSmall(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
-	if err == nil && len(data) > maxDocument {
-		err = fmt.Errorf("over %d bytes", maxDocument)
-	}
-	return data, err
+func (v *Verifier) newKeys(s *source, gate chan struct{}) *remoteKeys {
+	return &remoteKeys{source: s, now: v.opts.Now, gate: gate, observe: v.observe(v.fetches, "keys of an OIDC issuer could not be fetched", s.issuer)}
 }
 
-func (v *Verifier) newKeys(s *source) *remoteKeys {
-	return &remoteKeys{source: s, now: v.opts.Now, observe: func(err error) {
+// observe returns what counts an outcome and logs a failure.
+func (v *Verifier) observe(counter *prometheus.CounterVec, failed, issuer string) func(error) {
+	return func(err error) {
 		if err != nil {
-			v.opts.Logger.Warn("keys of an OIDC issuer could not be fetched", "oidc_issuer", s.issuer, "err", err)
-			v.fetches.WithLabelValues("error").Inc()
+			v.opts.Logger.Warn(failed, "oidc_issuer", issuer, "err", err)
+			counter.WithLabelValues("error").Inc()
 			return
 		}
-		v.fetches.WithLabelValues("ok").Inc()
-	}}
+		counter.WithLabelValues("ok").Inc()
+	}
 }
 
 // Verify checks token completely (signature, algorithm, iss, aud, exp, nbf, iat, sub) and maps
@@ -225,9 +217,18 @@ func (v *Verifier) find(iss string) *trusted {
 // verifySignature checks the token's algorithm and signature with the keys of t, as go-oidc's
 // verifier does; its other checks follow in checkClaims, one reason each.
 func (v *Verifier) verifySignature(ctx context.Context, t *trusted, iss, token string, payload []byte) error {
-	have, remote, err := v.keys(ctx, t, iss)
-	if err != nil {
-		return err
+	from := t.keys
+	have := t.algs
+	var err error
+	if t.pattern != nil {
+		if from, err = v.metaKeys(t, iss); err != nil {
+			return err
+		}
+	}
+	if from != nil {
+		if have, err = from.current(ctx); err != nil {
+			return err
+		}
 	}
 	jws, err := jose.ParseSignedCompact(token, have.algs)
 	if err != nil {
@@ -239,7 +240,7 @@ func (v *Verifier) verifySignature(ctx context.Context, t *trusted, iss, token s
 		signed, err = given.VerifySignature(ctx, token)
 		ok = err == nil
 	} else {
-		signed, ok = verify(ctx, jws, have, remote)
+		signed, ok = verify(ctx, jws, have, from)
 	}
 	switch {
 	case ok && bytes.Equal(signed, payload):
@@ -251,51 +252,25 @@ func (v *Verifier) verifySignature(ctx context.Context, t *trusted, iss, token s
 	}
 }
 
-// keys returns the keys and algorithms of the issuer iss, and where newer ones can be had. For
-// keys set in code only the algorithms are returned.
-func (v *Verifier) keys(ctx context.Context, t *trusted, iss string) (have *fetched, remote *remoteKeys, err error) {
-	if t.static != nil {
-		return t.static, nil, nil
-	}
-	if remote = t.remote; t.pattern != nil {
-		if remote, err = v.metaKeys(ctx, t, iss); err != nil {
-			return nil, nil, err
-		}
-	}
-	have, err = remote.current(ctx)
-	return have, remote, err
-}
-
-// metaKeys returns the keys of one issuer that fits a pattern, ready for use.
-func (v *Verifier) metaKeys(ctx context.Context, t *trusted, iss string) (*remoteKeys, error) {
+// metaKeys returns the keys of one issuer that fits a pattern. A stranger's token can name any host
+// of the pattern: first contacts are made a few at a time.
+func (v *Verifier) metaKeys(t *trusted, iss string) (*remoteKeys, error) {
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	known := v.remote[iss]
 	if known == nil {
 		s, err := newSource(&t.issuer, iss, "", v.opts.Transport)
 		if err != nil {
-			v.mu.Unlock()
-			return nil, err
+			return nil, unreachable(err)
 		}
 		if len(v.remote) >= maxMetaHosts {
 			v.evict()
 		}
-		known = &metaKeys{keys: v.newKeys(s)}
+		known = &metaKeys{keys: v.newKeys(s, v.first)}
 		v.remote[iss] = known
 	}
 	known.used = v.opts.Now()
-	v.mu.Unlock()
-	if known.keys.loaded() {
-		return known.keys, nil
-	}
-	// A stranger's token can name any host of the pattern: first contacts are made a few at a time.
-	select {
-	case v.first <- struct{}{}:
-		defer func() { <-v.first }()
-	default:
-		return nil, fault.New(fault.Overloaded, "rate_limited", nil, "too many new issuers at once")
-	}
-	_, err := known.keys.current(ctx)
-	return known.keys, err
+	return known.keys, nil
 }
 
 // evict forgets the least recently used issuer, first among those that never answered; v.mu is held.
@@ -313,8 +288,8 @@ func (v *Verifier) evict() {
 // checkClaims applies RFC 7519 as go-oidc does (exp without leeway, nbf with five minutes) and
 // asks for more: a subject, an exp, and an iat that is not in the future.
 func (v *Verifier) checkClaims(t *trusted, c claims) error {
-	if !c.hasAudience(t.issuer.Audience) {
-		return fault.New(fault.Unauthentic, ReasonAudience, nil, "the token is meant for another audience than %q", t.issuer.Audience)
+	if audiences := t.issuer.audiences(); !slices.ContainsFunc(audiences, c.hasAudience) {
+		return fault.New(fault.Unauthentic, ReasonAudience, nil, "the token is meant for another audience than %q", strings.Join(audiences, ", "))
 	}
 	now := v.opts.Now()
 	expiry, ok, err := c.date("exp")
@@ -324,7 +299,11 @@ func (v *Verifier) checkClaims(t *trusted, c claims) error {
 	if !ok {
 		return missing("exp")
 	}
-	if expiry.Add(v.opts.Leeway).Before(now) {
+	leeway := v.opts.Leeway
+	if t.issuer.ClockLeeway != nil {
+		leeway = *t.issuer.ClockLeeway
+	}
+	if expiry.Add(leeway).Before(now) {
 		return fault.New(fault.Unauthentic, ReasonExpired, nil, "the token expired at %s, it is %s", stamp(expiry), stamp(now))
 	}
 	for _, name := range []string{"nbf", "iat"} {
@@ -353,12 +332,16 @@ func (t *trusted) principal(c claims, token string) (*Principal, error) {
 	extensions = append(extensions, Extension{arcIssuer, certIssuer}, Extension{arcIssuerV2, certIssuer}, Extension{arcSubject, sub})
 	slices.SortFunc(extensions, func(a, b Extension) int { return a.Arc - b.Arc })
 	for _, e := range extensions {
-		if !printable(e.Value) {
-			return nil, rejected("a value for extension .%d is too long or has control characters", e.Arc)
+		fits := printable
+		if e.Arc == arcWorkflowName {
+			fits = readable
+		}
+		if !fits(e.Value) {
+			return nil, rejected("a value for extension .%d is too long or has control or invisible characters", e.Arc)
 		}
 	}
 	if !printable(san.Value) {
-		return nil, rejected("the subject alternative name is too long or has control characters")
+		return nil, rejected("the subject alternative name is too long or has control or invisible characters")
 	}
 	p := &Principal{
 		SAN: san, Extensions: extensions, OIDCIssuer: c.text("iss"), IssuerType: t.issuer.Type,
@@ -387,6 +370,14 @@ func (v *Verifier) Issuers() []Issuer {
 	}
 	slices.SortFunc(out, func(a, b Issuer) int { return strings.Compare(a.URL, b.URL) })
 	return out
+}
+
+// ClientID is the audience that clients are told to ask for.
+func (i Issuer) ClientID() string {
+	if i.Audience == "" && len(i.Audiences) > 0 {
+		return i.Audiences[0]
+	}
+	return i.Audience
 }
 
 // Challenge is the claim whose signature clients are told to send.

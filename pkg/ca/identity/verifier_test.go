@@ -209,7 +209,7 @@ func TestKeysAreFetchedOnDemandAndSeldom(t *testing.T) {
 		t.Fatalf("%d fetches, want 2", n)
 	}
 
-	// Old keys serve while the issuer is down, however long.
+	// Old keys serve while the issuer is down.
 	p.SetHandler(http.NotFoundHandler())
 	c.advance(time.Hour)
 	if _, err := v.Verify(context.Background(), p.Token(c.now(), nil)); err != nil {
