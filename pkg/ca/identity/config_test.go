@@ -1,6 +1,7 @@
 package identity_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -163,6 +164,31 @@ func TestConfigurationMistakesAreNamed(t *testing.T) {
 		{"a meta issuer without star", meta("https://a.example"), []string{"needs a *"}},
 		{"patterns that overlap", meta("https://a.example.com/*/xy", "https://a.example.com/yx/*"), []string{"match the same URLs"}},
 		{"keys given for a pattern", "meta-issuers:\n  https://*.a.example.com: {type: email, client-id: x, jwks: '{}'}\n", []string{"exact issuer-url"}},
+		{"an empty list of audiences", issuer("type: email", "audiences: []"), []string{"line 5: audiences must be a list of 1 to 64 strings"}},
+		{"audiences that are no list", issuer("type: email", "audiences: a"), []string{"must be a list"}},
+		{"an empty audience", issuer("type: email", `audiences: ["", a, a]`), []string{"audiences has an empty or repeated string"}},
+		{"a verification of emails by another word", issuer("type: email", "email-verified: maybe"), []string{`"maybe" is neither require nor ignore`}},
+		{"verification that is demanded and skipped", issuer("type: email", "email-verified: require", "skip-email-verification: true"), []string{"email-verified: require contradicts skip-email-verification: true"}},
+		{"verification that is ignored and not skipped", issuer("type: email", "email-verified: ignore", "skip-email-verification: false"), []string{"email-verified: ignore contradicts skip-email-verification: false"}},
+		{"verification of emails that are no names", issuer("type: kubernetes", "email-verified: ignore"), []string{"does not apply to type kubernetes"}},
+		{"a leeway that is no duration", issuer("type: email", "clock-leeway: 5"), []string{"expected a duration"}},
+		{"a leeway over five minutes", issuer("type: email", "clock-leeway: 6m"), []string{"clock-leeway 6m0s is not between 0s and 5m0s"}},
+		{"a negative leeway", issuer("type: email", "clock-leeway: -1s"), []string{"clock-leeway -1s is not between"}},
+		{"a name by template for a type whose names are no URIs", issuer("type: email", "subject-alternative-name-template: https://a.example/x"), []string{"does not apply to type email"}},
+		{"a name by template for a type that has them in its provider", issuer("type: ci-provider", "ci-provider: github-workflow", "subject-alternative-name-template: https://a.example/x"), []string{"does not apply to type ci-provider"}},
+		{"a template with a host from a claim", issuer("type: kubernetes", `subject-alternative-name-template: "https://{{ .namespace }}/x"`), []string{"must begin with https:// and a host"}},
+		{"a template with a part of a host from a claim", issuer("type: kubernetes", `subject-alternative-name-template: "https://a{{ .namespace }}.example/x"`), []string{"must begin with https:// and a host"}},
+		{"a template with a user before its host", issuer("type: kubernetes", `subject-alternative-name-template: "https://a@{{ .issuer_host }}/x"`), []string{"must begin with https:// and a host"}},
+		{"a template without TLS", issuer("type: kubernetes", `subject-alternative-name-template: "http://a.example/{{ .namespace }}"`), []string{"must begin with https:// and a host"}},
+		{"a template with a variable of another type", issuer("type: kubernetes", `subject-alternative-name-template: "https://a.example/{{ .repository }}"`), []string{"{{.repository}} is not one of the variables of type kubernetes"}},
+		{"a template that computes", issuer("type: kubernetes", `subject-alternative-name-template: "https://a.example/{{ printf \"%s\" .namespace }}"`), []string{"function \"printf\" not defined"}},
+		{"a template that repeats", issuer("type: kubernetes", `subject-alternative-name-template: "https://a.example/{{ range . }}{{ .namespace }}{{ end }}"`), []string{"is not one of the variables"}},
+		{"a template that defines another", issuer("type: kubernetes", `subject-alternative-name-template: "https://a.example/{{ define \"x\" }}{{ end }}"`), []string{"must not define templates"}},
+		{"a template whose variables run into each other", issuer("type: kubernetes", `subject-alternative-name-template: "https://a.example/{{ .namespace }}-{{ .serviceaccount }}"`), []string{"no / between"}},
+		{"a template with a query", issuer("type: kubernetes", `subject-alternative-name-template: "https://a.example/x?{{ .namespace }}"`), []string{"must be scheme, host and path"}},
+		{"a template with dots", issuer("type: kubernetes", `subject-alternative-name-template: "https://a.example/../{{ .namespace }}"`), []string{"dots for a segment"}},
+		{"a template with an issuer's path that is not there", issuer("type: kubernetes", `subject-alternative-name-template: "https://a.example/{{ .issuer_path }}/{{ .namespace }}"`), []string{"{{ .issuer_path }} is empty"}},
+		{"a provider that repeats", issuer("type: email") + "ci-issuer-metadata:\n  x:\n    subject-alternative-name-template: '{{ if .a }}{{ range 1000000000 }}{{ end }}{{ end }}'\n", []string{"range, define, block and template"}},
 		{"a merge that never ends", "define:\n  - &a {<<: *a}\noidc-issuers:\n  https://a.example: *a\n", []string{""}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -187,6 +213,10 @@ func TestConfigurationsThatMustLoad(t *testing.T) {
 		"a built-in provider with another url": "oidc-issuers:\n  https://gitlab.corp: {type: ci-provider, client-id: x, ci-provider: own}\nci-issuer-metadata:\n  own: {extends: gitlab-pipeline, default-template-values: {url: https://gitlab.corp}}\n",
 		"patterns with and without slash":      "meta-issuers:\n  https://*.oic.prod-aks.azure.com/*/*: {type: kubernetes, client-id: x}\n  https://*.oic.prod-aks.azure.com/*/*/: {type: kubernetes, client-id: x}\n",
 		"a star within a label":                "meta-issuers:\n  https://eks-*.corp.example.com/id: {type: kubernetes, client-id: x}\n",
+		"audiences without client-id":          "oidc-issuers:\n  https://a.example: {type: email, audiences: [x, y], clock-leeway: 30s, email-verified: ignore}\n",
+		"both ways to skip verification":       "oidc-issuers:\n  https://a.example: {type: email, client-id: x, email-verified: require, skip-email-verification: false}\n",
+		"a leeway of 0":                        "oidc-issuers:\n  https://a.example: {type: email, client-id: x, clock-leeway: 0}\n",
+		"a cluster's names by its path":        "meta-issuers:\n  https://oidc.eks.*.amazonaws.com/id/*:\n    {type: kubernetes, client-id: x, subject-alternative-name-template: 'https://{{ .issuer_host }}/{{ .issuer_path }}/namespaces/{{ .namespace }}/serviceaccounts/{{ .serviceaccount }}'}\n",
 		"a numeric client-id":                  "oidc-issuers:\n  https://a.example: {type: email, client-id: 1234}\n",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -198,6 +228,24 @@ func TestConfigurationsThatMustLoad(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// TestHelmsListForm reads what `--set config.contents.OIDCIssuers[0].IssuerURL=…` makes.
+func TestHelmsListForm(t *testing.T) {
+	c, err := identity.Parse([]byte(`{"OIDCIssuers":[{"IssuerURL":"https://keycloak.corp/realms/ci","ClientID":"sigstore","Type":"email"},` +
+		`{"IssuerURL":"https://idp.corp","ClientID":"a","Type":"username","SubjectDomain":"idp.corp","ChallengeClaim":"sub"}],` +
+		`"MetaIssuers":[{"IssuerURL":"https://oidc.eks.*.amazonaws.com/id/*","ClientID":"sigstore","Type":"kubernetes"}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, i := range c.Issuers {
+		got = append(got, fmt.Sprint(i.URL, " ", i.ClientID(), " ", i.Type, " ", i.Wildcard))
+	}
+	want := "https://keycloak.corp/realms/ci sigstore email false, https://idp.corp a username false, https://oidc.eks.*.amazonaws.com/id/* sigstore kubernetes true"
+	if strings.Join(got, ", ") != want {
+		t.Errorf("got %s", strings.Join(got, ", "))
 	}
 }
 
@@ -227,6 +275,12 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte(fulcioYAML))
 	f.Add([]byte(`{"OIDCIssuers":{"https://a.example":{"ClientID":"x","Type":"email"}}}`))
 	f.Add([]byte("a: &a\n  <<: *a\n"))
+	f.Add([]byte("oidc-issuers:\n- issuer-url: https://a.example\n  audiences: [x]\n  clock-leeway: 1m\n  type: kubernetes\n  subject-alternative-name-template: https://{{ .issuer_host }}/{{ .namespace }}/{{ .serviceaccount }}\n"))
+	sample, err := os.ReadFile("testdata/fulcio.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(sample)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := identity.Parse(data)
 		if err != nil {

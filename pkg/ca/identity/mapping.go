@@ -3,9 +3,11 @@ package identity
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
 	"net/url"
-	"slices"
 	"strings"
+	"text/template"
 
 	"github.com/attestry/attestry/internal/fault"
 )
@@ -21,17 +23,35 @@ func rejected(format string, args ...any) error {
 // mapper turns the claims of a verified token into what the certificate says.
 type mapper func(c claims) (san SAN, certIssuer string, extensions []Extension, err error)
 
-// mapper returns the mapping of the issuer's type. The configuration has been validated.
+// mapper returns the mapping of the issuer. The configuration has been validated.
 func (i *Issuer) mapper(cfg *Config) (mapper, error) {
+	byType, err := i.typeMapper(cfg)
+	if err != nil || i.SANTemplate == "" {
+		return byType, err
+	}
+	t, err := i.sanTemplate()
+	if err != nil {
+		return nil, fmt.Errorf("subject-alternative-name-template: %w", err)
+	}
+	return func(c claims) (SAN, string, []Extension, error) {
+		// What the type demands of the claims holds under any name.
+		_, certIssuer, extensions, err := byType(c)
+		if err != nil {
+			return SAN{}, "", nil, err
+		}
+		san, err := t.san(c)
+		return san, certIssuer, extensions, err
+	}, nil
+}
+
+func (i *Issuer) typeMapper(cfg *Config) (mapper, error) {
 	switch i.Type {
 	case Email:
 		return i.emailMapper()
 	case CIProvider:
-		return providerMapper(cfg, i.CIProvider, fixedType{})
+		return providerMapper(cfg, i.CIProvider)
 	case GitHubWorkflow, GitLabPipeline, BuildkiteJob, CodefreshWorkflow:
-		fixed := fixedTypes[i.Type]
-		// The hard-coded types are what upstream hard-coded, whatever the file calls by these names.
-		return providerMapper(&Config{}, fixed.provider, fixed)
+		return fixedMapper(i.Type)
 	}
 	name := map[Type]func(*Issuer, claims) (SAN, error){
 		Username: usernameSAN, URI: uriSAN, Kubernetes: kubernetesSAN, SPIFFE: spiffeSAN, Chainguard: chainguardSAN,
@@ -76,34 +96,49 @@ func (i *Issuer) emailMapper() (mapper, error) {
 	}, nil
 }
 
-func providerMapper(cfg *Config, name string, fixed fixedType) (mapper, error) {
+func providerMapper(cfg *Config, name string) (mapper, error) {
 	provider, err := cfg.provider(name, nil)
 	if err != nil {
 		return nil, err
 	}
-	provider.extensions = slices.DeleteFunc(provider.extensions, func(v valueTemplate) bool { return slices.Contains(fixed.without, v.arc) })
 	return func(c claims) (SAN, string, []Extension, error) {
-		text := map[string]string{}
-		c.flatten(text)
+		data := maps.Clone(provider.defaults)
+		if data == nil {
+			data = map[string]string{}
+		}
+		c.flatten(data)
+		return provider.principal(c, data)
+	}, nil
+}
+
+func fixedMapper(t Type) (mapper, error) {
+	fixed := fixedTypes()[t]
+	provider, err := fixed.provider.compile(template.FuncMap{"joinpath": joinPath, "https": httpsURI})
+	if err != nil {
+		return nil, err
+	}
+	return func(c claims) (SAN, string, []Extension, error) {
+		data := map[string]string{}
+		c.flatten(data)
 		for _, claim := range fixed.required {
-			if text[claim] == "" {
+			if data[claim] == "" {
 				return SAN{}, "", nil, missing(claim)
 			}
 		}
-		if fixed.provider == "gitlab-pipeline" {
-			if t := text["ref_type"]; t != "branch" && t != "tag" {
+		if t == GitLabPipeline {
+			if r := data["ref_type"]; r != "branch" && r != "tag" {
 				return SAN{}, "", nil, rejected("the token's ref_type is neither branch nor tag")
 			}
-			if text["runner_id"] == "0" {
+			if data["runner_id"] == "0" {
 				return SAN{}, "", nil, missing("runner_id")
 			}
 		}
-		value, extensions, err := provider.principal(c)
-		if err != nil {
-			return SAN{}, "", nil, err
+		for name, value := range fixed.provider.Defaults {
+			if data[name] == "" || name == fixedURL {
+				data[name] = value
+			}
 		}
-		san, err := uriName(value)
-		return san, c.text("iss"), extensions, err
+		return provider.principal(c, data)
 	}, nil
 }
 
@@ -135,11 +170,17 @@ func uriSAN(i *Issuer, c claims) (SAN, error) {
 	return uriName(sub)
 }
 
-func kubernetesSAN(_ *Issuer, c claims) (SAN, error) {
+// serviceAccountOf returns what a projected service-account token says beside its sub.
+func serviceAccountOf(c claims) (namespace, name string) {
 	io, _ := c["kubernetes.io"].(map[string]any)
 	account, _ := io["serviceaccount"].(map[string]any)
-	namespace, _ := io["namespace"].(string)
-	name, _ := account["name"].(string)
+	namespace, _ = io["namespace"].(string)
+	name, _ = account["name"].(string)
+	return namespace, name
+}
+
+func kubernetesSAN(_ *Issuer, c claims) (SAN, error) {
+	namespace, name := serviceAccountOf(c)
 	// Upstream checks neither and would name the account /namespaces//serviceaccounts/.
 	if namespace == "" {
 		return SAN{}, missing("kubernetes.io.namespace")
@@ -171,22 +212,69 @@ func chainguardSAN(_ *Issuer, c claims) (SAN, error) {
 			return SAN{}, fault.New(fault.Unauthentic, ReasonEmailUnverified, nil, "the token's email is not verified")
 		}
 	}
-	return uriName(c.text("iss") + "/" + c.text("sub"))
+	value, err := joinPath(c.text("iss"), c.text("sub"))
+	if err != nil {
+		return SAN{}, rejected("the token's sub does not fit into a URI")
+	}
+	return uriName(value)
+}
+
+// joinPath appends parts to base, cleaned and percent-encoded, as upstream's hard-coded types do.
+// What would be resolved away or cannot be read is an error: upstream names such a token by base alone.
+func joinPath(base string, parts ...string) (string, error) {
+	u, err := url.Parse(base)
+	if err != nil {
+		return "", err
+	}
+	for _, p := range parts {
+		plain, err := url.PathUnescape(p)
+		if err != nil {
+			return "", err
+		}
+		if dotSegments(plain) {
+			return "", errors.New("dots for a segment of a path")
+		}
+	}
+	return u.JoinPath(parts...).String(), nil
+}
+
+// httpsURI returns what GitLab writes without scheme as a URI.
+func httpsURI(s string) (string, error) {
+	u, err := url.Parse("https://" + s)
+	if err != nil {
+		return "", err
+	}
+	return u.String(), nil
 }
 
 // uriName returns value as url.Parse and String write it: upstream does the same, so that
-// policies written for it (spaces and non-ASCII percent-encoded) match.
+// policies written for it (spaces and non-ASCII percent-encoded) match. What a reader or a
+// resolver of the URI would see differently than we do is refused, encoded or not.
 func uriName(value string) (SAN, error) {
+	refuse := func(how string) (SAN, error) {
+		return SAN{}, fault.New(fault.Invalid, ReasonClaimRejected, nil, "the claims make a subject alternative name %s", how)
+	}
+	if !printable(value) {
+		return refuse("that is too long or has control or invisible characters")
+	}
 	u, err := url.Parse(value)
 	if err != nil {
-		return SAN{}, fault.New(fault.Invalid, ReasonClaimRejected, nil, "the claims make a subject alternative name that is not a URI")
+		return refuse("that is not a URI")
 	}
-	if u.Scheme == "" || u.Host == "" || strings.ContainsFunc(u.Host, func(r rune) bool { return r >= 0x80 }) {
-		return SAN{}, fault.New(fault.Invalid, ReasonClaimRejected, nil, "the claims make a subject alternative name without scheme or ASCII host")
+	query, err := url.PathUnescape(u.RawQuery)
+	switch {
+	case u.Scheme == "" || u.Host == "" || !ascii(u.Host):
+		return refuse("without scheme or ASCII host")
+	case u.User != nil:
+		return refuse("with a user before its host")
+	case dotSegments(u.Path):
+		return refuse("with dots for a segment of its path")
+	case err != nil || !printable(u.Path) || !printable(query) || !printable(u.Fragment):
+		return refuse("that has control or invisible characters")
 	}
 	text := u.String()
 	if !ascii(text) {
-		return SAN{}, fault.New(fault.Invalid, ReasonClaimRejected, nil, "the claims make a subject alternative name that is not ASCII")
+		return refuse("that is not ASCII")
 	}
 	return SAN{SANURI, text}, nil
 }

@@ -2,9 +2,13 @@ package identity
 
 import (
 	"fmt"
+	"net/url"
+	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	texttemplate "text/template"
 )
 
 // upstreamPattern is how Fulcio 1.8.8 matches a meta issuer.
@@ -65,4 +69,90 @@ func BenchmarkIssuerMatching(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestBuiltinProvidersAreUpstreams compares them with the templates of Fulcio's sample.
+func TestBuiltinProvidersAreUpstreams(t *testing.T) {
+	sample, err := Load("testdata/fulcio.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := builtinProviders()
+	// What we leave out of the sample, see builtinProviders.
+	circle := sample.Providers["circleci-job"]
+	circle.Defaults["platform_url"] = strings.TrimSuffix(circle.Defaults["platform_url"], "/")
+	circle.Extensions["runner-environment"] = strings.Replace(circle.Extensions["runner-environment"], `{{ else }}""`, "", 1)
+	for name, p := range sample.Providers {
+		mine, ok := ours[name]
+		if !ok {
+			t.Errorf("no built-in provider %s", name)
+			continue
+		}
+		delete(ours, name)
+		tidy := func(p Provider) any {
+			spaces := strings.NewReplacer(" ", "", "(", "", ")", "")
+			out := map[string]string{"SAN": spaces.Replace(p.SAN)}
+			for key, text := range p.Extensions {
+				out[key] = spaces.Replace(text)
+			}
+			return []any{out, p.Defaults}
+		}
+		if !reflect.DeepEqual(tidy(p), tidy(mine)) {
+			t.Errorf("%s\nours   %v\nsample %v", name, tidy(mine), tidy(p))
+		}
+	}
+	for name := range ours {
+		t.Errorf("the sample has no provider %s", name)
+	}
+	if _, err := New(Options{Config: sample}); err != nil {
+		t.Error(err)
+	}
+	if slices.ContainsFunc(sample.Issuers, func(i Issuer) bool { return len(i.audiences()) != 1 }) {
+		t.Error("an issuer of the sample has other audiences than its client-id")
+	}
+}
+
+// FuzzClaimTemplates fills any template with any claims: what comes out names one host, has nothing
+// invisible, and reads in a certificate as it was written.
+func FuzzClaimTemplates(f *testing.F) {
+	for _, template := range []string{
+		"{{ .url }}/{{ .a }}", "https://{{ .a }}", "a", `{{ index . "a" }}/{{ .b }}`, `https://x.example/{{ if eq .a "x" }}y{{ else }}{{ .b }}{{ end }}`,
+		`{{ printf "%1000s" .a }}`, "https://{{ .issuer_host }}/{{ .namespace }}/{{ .serviceaccount }}", "https://x.example/{{ .sub }}",
+	} {
+		f.Add(template, "x/y", "../b")
+		f.Add(template, "{{ .b }}", "\u202e%00")
+		f.Add(template, "evil.example", "@//")
+	}
+	f.Fuzz(func(t *testing.T, template, a, b string) {
+		c := claims{"iss": "https://issuer.example.com", "sub": a, "a": a, "b": b, "url": "https://ci.example.com", "kubernetes.io": map[string]any{"namespace": a, "serviceaccount": map[string]any{"name": b}}}
+		check := func(san SAN, err error) bool {
+			if err != nil {
+				return false
+			}
+			u, err := url.Parse(san.Value)
+			if err != nil || u.String() != san.Value || u.Host == "" || u.User != nil || dotSegments(u.Path) || !printable(u.Path) || !printable(san.Value) || !ascii(san.Value) {
+				t.Errorf("template %q with %q and %q names %q (%v)", template, a, b, san.Value, err)
+			}
+			return true
+		}
+		if p, err := (Provider{SAN: template}).compile(texttemplate.FuncMap{}); err == nil {
+			data := map[string]string{}
+			c.flatten(data)
+			san, _, _, err := p.principal(c, data)
+			check(san, err)
+		}
+		for _, kind := range []Type{Kubernetes, Chainguard} {
+			i := &Issuer{URL: "https://issuer.example.com", Type: kind, SANTemplate: template}
+			if s, err := i.sanTemplate(); err == nil {
+				host := s.host
+				if host == "" {
+					host = "issuer.example.com"
+				}
+				san, err := s.san(c)
+				if check(san, err) && !strings.HasPrefix(san.Value+"/", "https://"+host+"/") {
+					t.Errorf("template %q with %q and %q names another host than %s: %q", template, a, b, host, san.Value)
+				}
+			}
+		}
+	})
 }

@@ -1,13 +1,13 @@
 package identity
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"text/template"
+	"text/template/parse"
 
 	"github.com/attestry/attestry/internal/fault"
 )
@@ -66,12 +66,61 @@ type valueTemplate struct {
 	tmpl  *template.Template
 }
 
-func compileValue(arc int, text string) (valueTemplate, error) {
+func compileValue(arc int, text string, funcs template.FuncMap) (valueTemplate, error) {
 	if !strings.Contains(text, "{{") {
 		return valueTemplate{arc: arc, claim: text}, nil
 	}
-	t, err := template.New("").Option("missingkey=error").Parse(text)
-	return valueTemplate{arc: arc, tmpl: t}, err
+	t, err := template.New("").Option("missingkey=error").Funcs(funcs).Parse(text)
+	if err != nil {
+		return valueTemplate{}, err
+	}
+	if len(t.Templates()) != 1 || t.Tree == nil || loops(t.Root) {
+		return valueTemplate{}, errors.New("range, define, block and template have no use here and could run without end")
+	}
+	return valueTemplate{arc: arc, tmpl: t}, nil
+}
+
+// strictIndex replaces text/template's index in names, where a claim that is absent would leave a
+// hole: that one returns "" for it, also under missingkey=error.
+func strictIndex(data map[string]string, name string) (string, error) {
+	value, ok := data[name]
+	if !ok {
+		return "", fault.New(fault.Invalid, ReasonClaimMissing+":"+name, nil, "value <%s> not present in either claims or defaults", name)
+	}
+	return value, nil
+}
+
+// loops reports whether a template repeats a part or calls another.
+func loops(list *parse.ListNode) bool {
+	if list == nil {
+		return false
+	}
+	for _, n := range list.Nodes {
+		switch n := n.(type) {
+		case *parse.RangeNode, *parse.TemplateNode:
+			return true
+		case *parse.IfNode:
+			if loops(n.List) || loops(n.ElseList) {
+				return true
+			}
+		case *parse.WithNode:
+			if loops(n.List) || loops(n.ElseList) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// bounded takes no more than a value of a certificate may have.
+type bounded struct{ text []byte }
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if len(b.text)+len(p) > maxValue {
+		return 0, fmt.Errorf("over %d bytes", maxValue)
+	}
+	b.text = append(b.text, p...)
+	return len(p), nil
 }
 
 // apply returns the value. A claim that neither the token nor the defaults have is the
@@ -84,19 +133,22 @@ func (v valueTemplate) apply(data map[string]string) (string, error) {
 		}
 		return value, nil
 	}
-	var out bytes.Buffer
+	var out bounded
 	if err := v.tmpl.Execute(&out, data); err != nil {
-		reason := ReasonClaimMissing
+		var absent *fault.Error
+		if errors.As(err, &absent) {
+			return "", absent
+		}
 		var exec template.ExecError
 		if errors.As(err, &exec) {
 			if _, name, ok := strings.Cut(exec.Error(), `map has no entry for key "`); ok {
 				name, _, _ = strings.Cut(name, `"`)
-				return "", fault.New(fault.Invalid, reason+":"+name, err, "value <%s> not present in either claims or defaults", name)
+				return "", fault.New(fault.Invalid, ReasonClaimMissing+":"+name, err, "value <%s> not present in either claims or defaults", name)
 			}
 		}
 		return "", fault.New(fault.Invalid, ReasonClaimRejected, err, "a template of this issuer does not fit the token's claims")
 	}
-	return out.String(), nil
+	return string(out.text), nil
 }
 
 // provider returns the named provider compiled: the file's own, else a built-in one. seen
@@ -106,16 +158,24 @@ func (c *Config) provider(name string, seen []string) (*compiledProvider, error)
 	if err != nil {
 		return nil, err
 	}
-	if strings.TrimSpace(merged.SAN) == "" {
+	return merged.compile(template.FuncMap{})
+}
+
+// compile prepares a provider that extends none. Its templates may use funcs.
+func (p Provider) compile(funcs template.FuncMap) (*compiledProvider, error) {
+	if strings.TrimSpace(p.SAN) == "" {
 		return nil, errors.New("subject-alternative-name-template is required")
 	}
-	out := &compiledProvider{defaults: merged.Defaults}
-	if out.san, err = compileValue(0, merged.SAN); err != nil {
+	out := &compiledProvider{defaults: p.Defaults}
+	var err error
+	inName := maps.Clone(funcs)
+	inName["index"] = strictIndex
+	if out.san, err = compileValue(0, p.SAN, inName); err != nil {
 		return nil, fmt.Errorf("subject-alternative-name-template: %w", err)
 	}
 	byArc := map[int]string{}
-	for _, key := range slices.Sorted(maps.Keys(merged.Extensions)) {
-		text := merged.Extensions[key]
+	for _, key := range slices.Sorted(maps.Keys(p.Extensions)) {
+		text := p.Extensions[key]
 		arc, ok := extensionArc(key)
 		if !ok {
 			return nil, fmt.Errorf("extension-templates has no key %q", key)
@@ -127,7 +187,7 @@ func (c *Config) provider(name string, seen []string) (*compiledProvider, error)
 			return nil, fmt.Errorf("extension-templates has %s twice", key)
 		}
 		byArc[arc] = text
-		v, err := compileValue(arc, text)
+		v, err := compileValue(arc, text, funcs)
 		if err != nil {
 			return nil, fmt.Errorf("extension-templates: %s: %w", key, err)
 		}
@@ -184,24 +244,36 @@ func (c *Config) merge(name string, seen []string) (Provider, error) {
 	return out, nil
 }
 
-// principal maps claims to SAN and extensions.
-func (p *compiledProvider) principal(c claims) (san string, extensions []Extension, err error) {
-	data := maps.Clone(p.defaults)
-	if data == nil {
-		data = map[string]string{}
+// principal maps claims, flattened over the defaults in data, to what the certificate says.
+func (p *compiledProvider) principal(c claims, data map[string]string) (SAN, string, []Extension, error) {
+	// In a name an empty claim counts as absent, unless a default says that it is optional.
+	var empty []string
+	for name, value := range data {
+		if _, optional := p.defaults[name]; value == "" && !optional {
+			empty = append(empty, name)
+			delete(data, name)
+		}
 	}
-	c.flatten(data)
-	if san, err = p.san.apply(data); err != nil {
-		return "", nil, err
+	name, err := p.san.apply(data)
+	if err != nil {
+		return SAN{}, "", nil, err
 	}
+	for _, name := range empty {
+		data[name] = ""
+	}
+	san, err := uriName(name)
+	if err != nil {
+		return SAN{}, "", nil, err
+	}
+	var extensions []Extension
 	for _, v := range p.extensions {
 		value, err := v.apply(data)
 		if err != nil {
-			return "", nil, err
+			return SAN{}, "", nil, err
 		}
 		if value != "" {
 			extensions = append(extensions, Extension{Arc: v.arc, Value: value})
 		}
 	}
-	return san, extensions, nil
+	return san, c.text("iss"), extensions, nil
 }

@@ -90,6 +90,11 @@ func (i *Issuer) check(c *Config) []error {
 	only("subject-domain", i.SubjectDomain != "", URI, Username)
 	only("spiffe-trust-domain", i.SPIFFETrustDomain != "", SPIFFE)
 	only("ci-provider", i.CIProvider != "", CIProvider)
+	if i.SANTemplate != "" {
+		if _, err := i.sanTemplate(); err != nil {
+			add("subject-alternative-name-template %q: %w", i.SANTemplate, err)
+		}
+	}
 
 	switch i.Type {
 	case Email:
