@@ -25,6 +25,9 @@ var namedHosts = map[string]string{
 	"gitlab.com":             "built-in provider: values in certificates",
 	"buildkite.com":          "built-in provider: values in certificates",
 	"g.codefresh.io":         "built-in provider: values in certificates",
+	"circleci.com":           "built-in provider: values in certificates",
+	"app.circleci.com":       "built-in provider: values in certificates",
+	"app.buddy.works":        "built-in provider: values in certificates",
 	"issuer.example":         "help text",
 	"pkg.go.dev":             "comment in generated code",
 }
