@@ -138,7 +138,8 @@ func (b *bytesField) UnmarshalJSON(data []byte) error {
 	if err := json.Unmarshal(data, &text); err != nil || text == nil {
 		return err
 	}
-	plain := strings.NewReplacer("-", "+", "_", "/").Replace(strings.TrimRight(*text, "="))
+	plain := strings.NewReplacer("-", "+", "_", "/", "\r", "", "\n", "").Replace(*text) // line breaks as protobuf takes them
+	plain = strings.TrimRight(plain, "=")
 	decoded, err := base64.RawStdEncoding.DecodeString(plain)
 	*b = decoded
 	return err

@@ -44,17 +44,22 @@ func parsePublicKey(content []byte) (crypto.PublicKey, error) {
 	case "RSA PUBLIC KEY":
 		return x509.ParsePKCS1PublicKey(block.Bytes)
 	default:
-		return nil, fmt.Errorf("unexpected PEM block %q", block.Type)
+		return nil, fmt.Errorf("unexpected PEM block %.40q", block.Type)
 	}
 }
 
-// onePEM returns the only PEM block of data.
+// onePEM returns the only PEM block of data. pem.Decode alone would pass over a broken block before it. A private key is
+// named in the error, which is logged, and its bytes are not.
 func onePEM(data []byte) (*pem.Block, error) {
+	if bytes.Contains(data, []byte("PRIVATE KEY-----")) {
+		return nil, errors.New("a private key was sent: it is not secret any more")
+	}
 	block, rest := pem.Decode(data)
 	if block == nil {
 		return nil, errors.New("not PEM")
 	}
-	if len(bytes.TrimSpace(rest)) > 0 || !bytes.HasPrefix(bytes.TrimSpace(data), []byte("-----BEGIN ")) {
+	begin := []byte("-----BEGIN ")
+	if len(bytes.TrimSpace(rest)) > 0 || !bytes.HasPrefix(bytes.TrimSpace(data), begin) || bytes.Count(data, begin) != 1 {
 		return nil, errors.New("text beside the one PEM block")
 	}
 	return block, nil

@@ -134,7 +134,7 @@ func parseCSR(data []byte) (*x509.CertificateRequest, error) {
 		return nil, err
 	}
 	if block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
-		return nil, fmt.Errorf("unexpected PEM block %q", block.Type)
+		return nil, fmt.Errorf("unexpected PEM block %.40q", block.Type)
 	}
 	return x509.ParseCertificateRequest(block.Bytes)
 }
