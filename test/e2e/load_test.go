@@ -54,6 +54,10 @@ type ledger struct {
 	keyDER  []byte
 	trusted string // path of the trusted root, where the keys are that verify SETs
 
+	// inspect, if set, looks at every chain of certificates that is issued, PEM with the leaf first. It is called by
+	// several goroutines at once.
+	inspect func(chain []string) error
+
 	mu       sync.Mutex                  // guards what follows
 	keys     map[string]*ecdsa.PublicKey // by log ID, hex
 	acks     map[string][]ack
@@ -411,6 +415,11 @@ func (l *ledger) certificate(ctx context.Context, s *stack, token string) error 
 	a, err := sctPromise(answer.Embedded.Chain.Certificates)
 	if err != nil {
 		return err
+	}
+	if l.inspect != nil {
+		if err := l.inspect(answer.Embedded.Chain.Certificates); err != nil {
+			return fmt.Errorf("an issued certificate: %w", err)
+		}
 	}
 	l.promised(ctLog, a)
 	return nil
