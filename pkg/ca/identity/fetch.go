@@ -320,7 +320,7 @@ func (s *source) get(ctx context.Context, where string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Accept", "application/json")
+	// Without Accept, as go-oidc: a Kubernetes API server answers 406 for its keys to application/json.
 	if s.isAPIServer(req.URL) { // nobody else may see the pod's token, no other cluster either
 		token, err := readSmall(s.tokenFile)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
