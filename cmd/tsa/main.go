@@ -2,7 +2,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -85,10 +84,9 @@ func (c *serverConfig) options() (tsa.Options, error) {
 	var errs []error
 	if c.KeyPasswordFile != "" {
 		var err error
-		if password, err = os.ReadFile(c.KeyPasswordFile); err != nil {
+		if password, err = signer.ReadPassword(c.KeyPasswordFile); err != nil {
 			errs = append(errs, fmt.Errorf("key-password-file: %w", err))
 		}
-		password = bytes.TrimRight(password, "\r\n")
 	}
 	var err error
 	if o.Signer, err = signer.Open(c.Key, password); err != nil {

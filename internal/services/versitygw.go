@@ -118,17 +118,22 @@ func answers(url string) func(context.Context) bool {
 // client returns the path of an unmodified program that scripts/clients installs: the newest version there is.
 func client(t testing.TB, name string) string {
 	t.Helper()
-	cache := os.Getenv("ATTESTRY_CLIENTS")
-	if cache == "" {
-		user, err := os.UserCacheDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cache = filepath.Join(user, "attestry-clients")
+	cache, err := clientsDir()
+	if err != nil {
+		t.Fatal(err)
 	}
 	found, _ := filepath.Glob(filepath.Join(cache, name+"-v*", name))
 	if len(found) == 0 {
 		missing(t, name, "scripts/clients "+name)
 	}
 	return slices.MaxFunc(found, func(a, b string) int { return len(a) - len(b) + strings.Compare(a, b) })
+}
+
+// clientsDir is where scripts/clients installs to.
+func clientsDir() (string, error) {
+	if dir := os.Getenv("ATTESTRY_CLIENTS"); dir != "" {
+		return dir, nil
+	}
+	user, err := os.UserCacheDir()
+	return filepath.Join(user, "attestry-clients"), err
 }

@@ -1,21 +1,23 @@
-// Package signer opens private keys. A key is named by a URI; `file:` keys are PEM files.
+// Package signer opens private keys. A key is named by a URI: a PEM file, or a key that another process or device
+// keeps and uses for us. Keys of the latter kind are guarded: see remote.go.
 package signer
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
-
-	"github.com/sigstore/sigstore/pkg/cryptoutils"
 )
 
 // Algorithm names a kind of key that Create makes.
@@ -24,46 +26,79 @@ type Algorithm string
 const (
 	P256    Algorithm = "ecdsa-p256"
 	P384    Algorithm = "ecdsa-p384"
+	RSA4096 Algorithm = "rsa-4096"
 	Ed25519 Algorithm = "ed25519"
 )
 
-const maxKeyFile = 64 << 10
+// Ephemeral is the URI of a key that lives in memory only. Open refuses it: whoever uses one must know that the next
+// start has another key, and makes it with New.
+const Ephemeral = "ephemeral:"
 
-// Open returns the key that uri names. The one scheme is file:PATH, a PEM file with PKCS#8,
-// SEC 1, PKCS#1 or encrypted PKCS#8-in-scrypt ("ENCRYPTED SIGSTORE PRIVATE KEY") content;
-// password, which may be nil, decrypts the last.
+const (
+	maxKeyFile      = 64 << 10 // bytes
+	maxPasswordFile = 4 << 10  // bytes
+)
+
+// Open returns the key that uri names. password, which may be nil, decrypts a PEM file or is the PIN of a PKCS#11 token.
+//
+//	file:PATH                PEM: PKCS#8, SEC 1 or PKCS#1; encrypted: PKCS#8 (PBES2), "ENCRYPTED SIGSTORE PRIVATE KEY",
+//	                         "ENCRYPTED COSIGN PRIVATE KEY", and the legacy form with a DEK-Info header
+//	pkcs11:…                 RFC 7512; build tag pkcs11
+//	hashivault://KEY         transit engine of Vault or OpenBao, at its newest version; KEY?version=N at another
+//	awskms://, gcpkms://, azurekms://   as sigstore writes them; build tags of the same names
+//
+// A key outside the process is asked for its public half once, here, and bound to it. Its Sign may be called by many
+// goroutines, takes at most five seconds, returns no signature that does not verify, and recovers by itself when the
+// device or server is back. Its errors are classified (fault.Unavailable, reason signer_unavailable; fault.Internal,
+// reason signer_wrong).
 func Open(uri string, password []byte) (crypto.Signer, error) {
-	path, ok := strings.CutPrefix(uri, "file:")
-	if !ok {
-		scheme, _, _ := strings.Cut(uri, ":")
-		return nil, fmt.Errorf("key %q: scheme %q is not supported, use file:PATH", uri, scheme)
+	scheme, rest, _ := strings.Cut(uri, ":")
+	switch scheme {
+	case "file":
+		return openFile(rest, password)
+	case "pkcs11":
+		return openRemote(uri, func() (remoteKey, error) { return openPKCS11(uri, password) })
+	case "hashivault":
+		return openRemote(uri, func() (remoteKey, error) { return openVault(uri) })
+	case "awskms":
+		return openRemote(uri, func() (remoteKey, error) { return openAWS(uri) })
+	case "gcpkms":
+		return openRemote(uri, func() (remoteKey, error) { return openGCP(uri) })
+	case "azurekms":
+		return openRemote(uri, func() (remoteKey, error) { return openAzure(uri) })
+	case "ephemeral":
+		return nil, errors.New("key ephemeral: a key in memory is another one after each start, which only ca can do with")
+	default:
+		return nil, fmt.Errorf("key %q: scheme %q is not one of file, pkcs11, hashivault, awskms, gcpkms, azurekms", uri, scheme)
 	}
-	info, err := os.Stat(path)
+}
+
+// ReadPassword returns the content of a password file without the line's end. It is never nil without an error.
+func ReadPassword(path string) ([]byte, error) {
+	data, err := readLimited(path, maxPasswordFile)
 	if err != nil {
-		return nil, fmt.Errorf("key: %w", err)
+		return nil, err
 	}
-	if info.Size() > maxKeyFile {
-		return nil, fmt.Errorf("key %s: over %d bytes", path, maxKeyFile)
-	}
-	data, err := os.ReadFile(path)
+	return append([]byte{}, bytes.TrimRight(data, "\r\n")...), nil
+}
+
+func readLimited(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("key: %w", err)
+		return nil, err
 	}
-	key, err := cryptoutils.UnmarshalPEMToPrivateKey(data, cryptoutils.StaticPasswordFunc(password))
-	if err != nil {
-		return nil, fmt.Errorf("key %s: %w", path, err)
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s: over %d bytes", path, limit)
 	}
-	s, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("key %s: a %T cannot sign", path, key)
-	}
-	return s, nil
+	return data, err
 }
 
 // Create makes a new key and stores it durably at path as PKCS#8 PEM with mode 0600.
 // A file that exists is never replaced: the error then satisfies errors.Is(err, os.ErrExist).
 func Create(path string, alg Algorithm) (crypto.Signer, error) {
-	key, err := generate(alg)
+	key, err := New(alg)
 	if err != nil {
 		return nil, err
 	}
@@ -104,17 +139,20 @@ func OpenOrCreate(path string, alg Algorithm) (crypto.Signer, error) {
 	return key, err
 }
 
-func generate(alg Algorithm) (crypto.Signer, error) {
+// New makes a key in memory.
+func New(alg Algorithm) (crypto.Signer, error) {
 	switch alg {
 	case P256:
 		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	case P384:
 		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	case RSA4096:
+		return rsa.GenerateKey(rand.Reader, 4096)
 	case Ed25519:
 		_, key, err := ed25519.GenerateKey(rand.Reader)
 		return key, err
 	default:
-		return nil, fmt.Errorf("key algorithm %q is not one of %s, %s, %s", alg, P256, P384, Ed25519)
+		return nil, fmt.Errorf("key algorithm %q is not one of %s, %s, %s, %s", alg, P256, P384, RSA4096, Ed25519)
 	}
 }
 

@@ -1,7 +1,6 @@
 package tlog
 
 import (
-	"bytes"
 	"crypto"
 	"errors"
 	"fmt"
@@ -34,10 +33,9 @@ func (c *Config) Logs() (stack.LogsOptions, error) {
 	o.Rekor1Attestations, o.Rekor1MaxAttestation = c.Rekor1.Attestations, c.Rekor1.MaxAttestation
 	var password []byte
 	if c.KeyPasswordFile != "" {
-		if password, err = os.ReadFile(c.KeyPasswordFile); err != nil {
+		if password, err = signer.ReadPassword(c.KeyPasswordFile); err != nil {
 			errs = append(errs, fmt.Errorf("key-password-file: %w", err))
 		}
-		password = bytes.TrimRight(password, "\r\n")
 	}
 	o.KeyPassword = password
 	for _, l := range c.list() {
@@ -80,14 +78,19 @@ func (c *Config) Secrets() map[string]string {
 	secrets := map[string]string{}
 	add := func(name, file string) {
 		if file != "" {
-			secrets[name] = strings.TrimPrefix(file, "file:")
+			secrets[name] = file
+		}
+	}
+	addKey := func(name, uri string) { // one that a token or key service has cannot be copied
+		if file, ok := strings.CutPrefix(uri, "file:"); ok {
+			add(name, file)
 		}
 	}
 	add("key-password", c.KeyPasswordFile)
 	add("database-password", c.DatabasePasswordFile)
 	for _, l := range c.list() {
-		add(l.Label+".pem", l.Key)
-		add(l.Label+"-witness.pem", l.WitnessKey)
+		addKey(l.Label+".pem", l.Key)
+		addKey(l.Label+"-witness.pem", l.WitnessKey)
 		add(l.Label+"-s3-access-key", l.Tree.AccessKeyFile)
 		add(l.Label+"-s3-secret-key", l.Tree.SecretKeyFile)
 		add(l.Label+"-mysql-password", l.Tree.MySQLPasswordFile)

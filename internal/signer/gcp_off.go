@@ -1,0 +1,5 @@
+//go:build !gcpkms
+
+package signer
+
+func openGCP(string) (remoteKey, error) { return nil, notBuilt("Google Cloud KMS", "gcpkms", "") }
