@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/attestry/attestry/internal/config"
+	"github.com/attestry/attestry/internal/signer"
 )
 
 const (
@@ -21,12 +22,13 @@ type serverConfig struct {
 	Listen string `mapstructure:"listen"`
 	// OpsListen is the address of /metrics, /healthz and /readyz. Default 127.0.0.1:2112.
 	OpsListen string `mapstructure:"ops-listen"`
-	// Key signs the certificates: file:PATH, ECDSA or RSA. Required.
+	// Key signs the certificates: ECDSA or RSA, file:PATH, pkcs11:…, hashivault://…, awskms://…, gcpkms://…, azurekms://…, or
+	// ephemeral: for a key in memory and a chain of its own, which nobody can trust after the next start. Required.
 	Key string `mapstructure:"key"`
-	// KeyPasswordFile holds the password of an encrypted key.
+	// KeyPasswordFile holds the password of an encrypted key, or the PIN of a token.
 	KeyPasswordFile string `mapstructure:"key-password-file"`
 	// ChainFile has the CA's certificates as PEM: the issuing one first, the self-signed root
-	// last. Required.
+	// last. Required, unless the key is ephemeral.
 	ChainFile string `mapstructure:"chain-file"`
 	// OtherChainFiles have earlier or coming chains, listed in the trust bundle only.
 	OtherChainFiles []string `mapstructure:"other-chain-files"`
@@ -72,9 +74,12 @@ func defaults() *serverConfig {
 func (c *serverConfig) Validate() error {
 	var p config.Problems
 	if c.Key == "" {
-		p.Addf("key is required: file:PATH of the issuing key")
+		p.Addf("key is required: file:PATH of the issuing key, or the URI of one in a token or key service")
 	}
-	if c.ChainFile == "" {
+	if c.Key == signer.Ephemeral && (c.ChainFile != "" || c.KeyPasswordFile != "") {
+		p.Addf("key: %s makes a chain of its own: chain-file and key-password-file contradict it", signer.Ephemeral)
+	}
+	if c.ChainFile == "" && c.Key != signer.Ephemeral {
 		p.Addf("chain-file is required: the issuing certificate, then up to the root, as PEM")
 	}
 	if c.IssuerFile == "" {

@@ -2,7 +2,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -57,6 +56,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if opts.CTDisabled {
 		logger.Warn("ct-mode is disabled: certificates carry no SCT and clients will refuse them unless told otherwise")
 	}
+	if cfg.Key == signer.Ephemeral {
+		logger.Warn("key is ephemeral: the next start has another key and chain, and nobody can verify what was signed with this one then")
+	}
 	authority, err := ca.New(opts)
 	if err != nil {
 		return err
@@ -101,17 +103,11 @@ func (c *serverConfig) open() (ca.Options, *identity.Config, error) {
 	var password []byte
 	var err error
 	if c.KeyPasswordFile != "" {
-		password, err = os.ReadFile(c.KeyPasswordFile)
+		password, err = signer.ReadPassword(c.KeyPasswordFile)
 		add("key-password-file", err)
-		password = bytes.TrimRight(password, "\r\n")
 	}
-	o.Signer, err = signer.Open(c.Key, password)
-	add("key", err)
-	text, err := os.ReadFile(c.ChainFile)
-	if err == nil {
-		o.Chain, err = ca.ParseChain(text)
-	}
-	add("chain-file", err)
+	o.Signer, o.Chain, err = ca.OpenPair(c.Key, password, c.ChainFile)
+	add("key and chain-file", err)
 	for _, file := range c.OtherChainFiles {
 		text, err := os.ReadFile(file)
 		if err != nil {

@@ -59,3 +59,13 @@ func (h *Handler) refuse(ctx context.Context, err error, requestID, wire string)
 	h.ca.logger.Log(ctx, a.level, "request refused", "wire", wire, "status", a.status, "reason", fault.ReasonOf(err), "request_id", requestID, "err", cause)
 	return a
 }
+
+// signFault puts Fulcio's text before what a key outside the process reports of itself: one that is away is 503, one that
+// errs 500.
+func signFault(err error) error {
+	var f *fault.Error
+	if errors.As(err, &f) {
+		return fault.New(f.Kind, f.Reason, err, "%s: %s", textBackend, f.Detail)
+	}
+	return fault.New(fault.Internal, "signer_failed", err, textBackend)
+}

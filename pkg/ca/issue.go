@@ -75,7 +75,7 @@ func (ca *CA) complete(ctx context.Context, req Request, principal *identity.Pri
 	}
 	raw, err := ca.issuing.sign(ca.opts.Rand, t.with(last))
 	if err != nil {
-		return nil, fault.New(fault.Internal, "signer_failed", err, textBackend)
+		return nil, signFault(err)
 	}
 	issued := &Issued{
 		DER:      raw,
@@ -98,7 +98,7 @@ func (ca *CA) promise(ctx context.Context, t tbs, bare []byte) ([]byte, *timesta
 	}
 	precert, err := ca.issuing.sign(ca.opts.Rand, poisoned)
 	if err != nil {
-		return nil, nil, fault.New(fault.Internal, "signer_failed", err, textBackend)
+		return nil, nil, signFault(err)
 	}
 	limited, cancel := context.WithTimeout(ctx, ctTimeout)
 	defer cancel()
