@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -44,7 +45,8 @@ func ParseChain(data []byte) ([]*x509.Certificate, error) {
 
 // CheckChain reports everything that would make certificates issued under chain unusable for
 // some client: chain[0] issues, the last one is the self-signed root, each is signed by the
-// next, and pub is the issuing key. One self-signed certificate alone is allowed.
+// next, and pub is the issuing key. One self-signed certificate alone is allowed. A problem that another PKI can
+// mend comes with what to ask it for.
 func CheckChain(chain []*x509.Certificate, pub crypto.PublicKey, now time.Time) error {
 	if len(chain) == 0 {
 		return errors.New("certificate chain: no certificate")
@@ -53,7 +55,7 @@ func CheckChain(chain []*x509.Certificate, pub crypto.PublicKey, now time.Time) 
 	add := func(i int, format string, args ...any) {
 		problems = append(problems, fmt.Errorf("certificate chain: certificate %d (%s): "+format, append([]any{i + 1, chain[i].Subject}, args...)...))
 	}
-	if key, ok := chain[0].PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !key.Equal(pub) {
+	if !owns(pub, chain[0]) {
 		add(0, "the signing key is not this certificate's key")
 	}
 	for i, cert := range chain {
@@ -61,7 +63,7 @@ func CheckChain(chain []*x509.Certificate, pub crypto.PublicKey, now time.Time) 
 			add(i, "%w", err)
 		}
 		if cert.MaxPathLen >= 0 && (cert.MaxPathLen > 0 || cert.MaxPathLenZero) && cert.MaxPathLen < i {
-			add(i, "path length %d does not allow the %d below it", cert.MaxPathLen, i)
+			add(i, "path length %d does not allow the %d below it: it takes a CA with a greater one, or none, to sign the request", cert.MaxPathLen, i)
 		}
 		last := i == len(chain)-1
 		parent := cert
@@ -70,12 +72,16 @@ func CheckChain(chain []*x509.Certificate, pub crypto.PublicKey, now time.Time) 
 			if bytes.Equal(cert.RawSubject, cert.RawIssuer) {
 				add(i, "is self-signed but not the last")
 			}
-			// Loaders refuse an intermediate without it, and Go chains extended key usages.
-			if len(cert.ExtKeyUsage) != 1 || cert.ExtKeyUsage[0] != x509.ExtKeyUsageCodeSigning || len(cert.UnknownExtKeyUsage) != 0 {
-				add(i, "an intermediate must have the extended key usage codeSigning and no other")
+			// Loaders refuse an issuing certificate without it, and Go chains extended key usages. Those of a PKI above it
+			// usually have none, which allows all.
+			if i == 0 && (len(cert.ExtKeyUsage) != 1 || cert.ExtKeyUsage[0] != x509.ExtKeyUsageCodeSigning || len(cert.UnknownExtKeyUsage) != 0) {
+				add(i, "an intermediate must have the extended key usage codeSigning and no other: ask for extendedKeyUsage=codeSigning")
+			}
+			if i > 0 && len(cert.ExtKeyUsage)+len(cert.UnknownExtKeyUsage) > 0 && !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageCodeSigning) && !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageAny) {
+				add(i, "its extended key usage does not allow codeSigning below it: ask for a signature of a CA that does")
 			}
 			if !bytes.Equal(cert.AuthorityKeyId, parent.SubjectKeyId) {
-				add(i, "its authority key identifier is not the next certificate's subject key identifier")
+				add(i, "its authority key identifier is not the next certificate's subject key identifier: ask for authorityKeyIdentifier=keyid")
 			}
 		} else if len(cert.AuthorityKeyId) > 0 && !bytes.Equal(cert.AuthorityKeyId, cert.SubjectKeyId) {
 			add(i, "a root's authority key identifier must be absent or its own")
@@ -95,19 +101,19 @@ func checkCA(cert *x509.Certificate, now time.Time) error {
 	var problems []error
 	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 	if !cert.BasicConstraintsValid || !cert.IsCA || !critical(cert, 19) {
-		add("basic constraints CA:TRUE must be present and critical")
+		add("basic constraints CA:TRUE must be present and critical: ask for basicConstraints=critical,CA:TRUE,pathlen:0")
 	}
 	if cert.KeyUsage&x509.KeyUsageCertSign == 0 || !critical(cert, 15) {
-		add("key usage keyCertSign must be present and critical")
+		add("key usage keyCertSign must be present and critical: ask for keyUsage=critical,keyCertSign,cRLSign")
 	}
 	if critical(cert, 37) {
-		add("the extended key usage must not be critical")
+		add("the extended key usage must not be critical: ask for extendedKeyUsage=codeSigning without critical")
 	}
 	if len(cert.SubjectKeyId) == 0 {
-		add("has no subject key identifier: leaves would lack an authority key identifier")
+		add("has no subject key identifier, so that leaves would lack an authority key identifier: ask for subjectKeyIdentifier=hash")
 	}
 	if len(cert.Subject.Names) == 0 {
-		add("has an empty subject")
+		add("has an empty subject: ask for one")
 	}
 	if now.Before(cert.NotBefore) || now.After(cert.NotAfter) {
 		add("is valid from %s to %s, it is %s", cert.NotBefore.UTC().Format(time.RFC3339), cert.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))

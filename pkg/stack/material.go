@@ -24,7 +24,8 @@ type material struct {
 	made                              time.Time // not after the first use of any key
 	ca, tsa, ct, rekor1, rekor2, oidc crypto.Signer
 	witness                           crypto.Signer       // nil without witnesses; Ed25519, signs checkpoints a second time for them
-	caChain, tsaChain                 []*x509.Certificate // issuing certificate or leaf first, root last
+	cas                               *authorities        // ca is the key of the one that issues
+	tsaChain                          []*x509.Certificate // leaf first, root last
 }
 
 // openMaterial reads the keys under dir/keys and makes those that are missing. A key is durable
@@ -32,15 +33,14 @@ type material struct {
 func openMaterial(dir string, now time.Time, witnessed bool) (*material, error) {
 	m := &material{made: now.Truncate(time.Second)}
 	keys := filepath.Join(dir, "keys")
-	var caRoot, tsaRoot crypto.Signer
+	var tsaRoot crypto.Signer
 	var g errgroup.Group
+	g.Go(func() error { return m.openCA(keys) })
 	for _, k := range []struct {
 		key  *crypto.Signer
 		name string
 		alg  signer.Algorithm
 	}{
-		{&caRoot, "ca-root", signer.P384},
-		{&m.ca, "ca", signer.P256},
 		{&tsaRoot, "tsa-root", signer.P256},
 		{&m.tsa, "tsa", signer.P256},
 		{&m.ct, "ct", signer.P256},
@@ -66,17 +66,38 @@ func openMaterial(dir string, now time.Time, witnessed bool) (*material, error) 
 		return nil, err
 	}
 	var err error
-	if m.caChain, err = openChain(filepath.Join(keys, "ca-chain.pem"), func() ([]*x509.Certificate, error) {
-		return ca.CreateHierarchy(ca.Hierarchy{RootKey: caRoot, IssuingKey: m.ca, Organization: organization, NotBefore: m.made})
-	}); err != nil {
-		return nil, err
-	}
 	if m.tsaChain, err = openChain(filepath.Join(keys, "tsa-chain.pem"), func() ([]*x509.Certificate, error) {
 		return tsa.CreateChain(m.tsa.Public(), tsaRoot, tsa.ChainOptions{Organization: organization, NotBefore: m.made})
 	}); err != nil {
 		return nil, err
 	}
 	return m, nil
+}
+
+// openCA opens the CA that issues, and makes the first one. Once ca.json is there, the first one's files may be gone: its
+// root is offline, or its key was destroyed.
+func (m *material) openCA(keys string) error {
+	if _, err := os.Stat(filepath.Join(keys, authoritiesName)); errors.Is(err, os.ErrNotExist) {
+		root, err := signer.OpenOrCreate(filepath.Join(keys, "ca-root.pem"), signer.P384)
+		if err != nil {
+			return err
+		}
+		key, err := signer.OpenOrCreate(filepath.Join(keys, "ca.pem"), signer.P256)
+		if err != nil {
+			return err
+		}
+		if _, err := openChain(filepath.Join(keys, "ca-chain.pem"), func() ([]*x509.Certificate, error) {
+			return ca.CreateHierarchy(ca.Hierarchy{RootKey: root, IssuingKey: key, Organization: organization, NotBefore: m.made})
+		}); err != nil {
+			return err
+		}
+	}
+	var err error
+	if m.cas, err = readAuthorities(keys); err != nil {
+		return err
+	}
+	m.ca, err = m.cas.open(keys)
+	return err
 }
 
 // organization stands in the subjects of the CA and TSA certificates. gh picks a trusted root by it

@@ -57,6 +57,13 @@ func (s *Stack) publishLogs(ctx context.Context, logs []LogInfo) error {
 	for _, r := range s.inventory.Records() {
 		open[r.ID] = r.State == trust.Active
 	}
+	for _, id := range ids[:s.material.cas.Issuing] {
+		if open[id] {
+			if err := s.inventory.Retire(id, s.opts.Now().Add(retirement), "another CA certificate issues"); err != nil {
+				return err
+			}
+		}
+	}
 	for i, l := range logs {
 		if id := ids[len(ids)-len(logs)+i]; l.State == Frozen && open[id] {
 			// From now: the freeze was before, and a window that was open is never cut in the past.
@@ -127,14 +134,15 @@ func enter(inventory *trust.Inventory, records []trust.Record) (ids []string, er
 	return inventory.Add(records...)
 }
 
-// records lists the keys in use, those of the logs last and in their order. A window begins when the key was
+// records lists the keys in use: the CAs first, the logs last, both in their order. A window begins when the key was
 // made, before its first use, or when it was ordered to.
 func (m *material) records(public *url.URL, logs []LogInfo) ([]trust.Record, error) {
 	base := strings.TrimSuffix(public.String(), "/")
-	records := []trust.Record{
-		{Kind: trust.CA, URL: base, ChainPEM: string(encodeChain(m.caChain))},
-		{Kind: trust.TSA, URL: base + "/api/v1/timestamp", ChainPEM: string(encodeChain(m.tsaChain))},
+	var records []trust.Record
+	for _, a := range m.cas.CAs {
+		records = append(records, trust.Record{Kind: trust.CA, URL: base, ChainPEM: string(encodeChain(a.certs))})
 	}
+	records = append(records, trust.Record{Kind: trust.TSA, URL: base + "/api/v1/timestamp", ChainPEM: string(encodeChain(m.tsaChain))})
 	for _, l := range logs {
 		text, err := signer.PublicPEM(l.Key)
 		if err != nil {

@@ -143,7 +143,7 @@ func Open(ctx context.Context, opts Options) (s *Stack, err error) {
 func (s *Stack) logsOptions(m *material) LogsOptions {
 	o := LogsOptions{
 		Dir: filepath.Join(s.opts.Dir, "log"), FenceDir: s.opts.FenceDir, Host: s.url.Hostname(), URL: s.URL(),
-		Logs:   instanceLogs(m.ct, m.rekor2, m.rekor1, [][]byte{m.caChain[len(m.caChain)-1].Raw}),
+		Logs:   instanceLogs(m.ct, m.rekor2, m.rekor1, m.cas.roots()),
 		Limits: upLimits(), Rekor1Kinds: s.opts.Kinds, Rekor1Attestations: s.opts.Attestations,
 		Logger: s.opts.Logger, Registerer: s.opts.Registerer, Now: s.opts.Now,
 	}
