@@ -34,6 +34,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		newSignCommand(),
 		newAttestCommand(),
 		newVerifyCommand(),
+		newCA(),
 		newLogCommand(),
 		newWitnessCommand(),
 		newBackupCommand(),
