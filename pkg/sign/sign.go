@@ -10,9 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
+	protorekor "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	prototrust "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
 	"github.com/sigstore/sigstore-go/pkg/root"
 	"github.com/sigstore/sigstore-go/pkg/sign"
@@ -81,7 +83,10 @@ func bundle(ctx context.Context, o Options, content sign.Content, artifact verif
 		}
 		return nil, fmt.Errorf("signing: %w", err)
 	}
-	spaced, err := protojson.Marshal(pb)
+	// The first entry of a log has the index 0 and an empty proof. Protobuf JSON leaves such values out, and
+	// sigstore-python 4.5 demands them.
+	spaced, err := protojson.MarshalOptions{EmitDefaultValues: slices.ContainsFunc(pb.GetVerificationMaterial().GetTlogEntries(),
+		func(e *protorekor.TransparencyLogEntry) bool { return e.LogIndex == 0 })}.Marshal(pb)
 	if err != nil {
 		return nil, fmt.Errorf("encoding the bundle: %w", err)
 	}

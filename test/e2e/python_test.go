@@ -13,6 +13,13 @@ func runSigstorePython(t *testing.T, s *stack) {
 	sigstore := client(t, "sigstore-python", "")
 	trust := []string{"--trust-config", s.client("client_trust_config.json")}
 	alice := []string{"--cert-identity", "alice@example.com", "--cert-oidc-issuer", s.issuer()}
+	t.Run("the first entry of a log, by attestry", func(t *testing.T) {
+		b := newSandbox(t)
+		blob, bundle := b.file("blob", "the first"), b.path("first.sigstore.json")
+		b.must(attestry, flags([]string{"sign", "--identity-token", s.alice(), "--bundle", bundle,
+			"--signing-config", s.client("signing_config.v0.2.json")}, []string{"--trusted-root", s.client("trusted_root.json")}, []string{blob})...)
+		b.must(sigstore, flags(trust, []string{"verify", "identity", "--bundle", bundle}, alice, []string{blob})...)
+	})
 	for _, version := range s.rekors() {
 		t.Run(version.name+": a blob", func(t *testing.T) {
 			b := newSandbox(t)

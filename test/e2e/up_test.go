@@ -59,9 +59,6 @@ func TestUpGoesOnWhereItWas(t *testing.T) {
 	s.stop()
 	s.start()
 	measured(t, "ready after %v on the first run, %v on the second", first.Round(time.Millisecond), s.ready.Round(time.Millisecond))
-	if first > 4*time.Second || s.ready > 2*time.Second {
-		t.Errorf("ready after %v, then %v: want 2 s and 1 s, and twice that at most on a busy machine", first, s.ready)
-	}
 	a.check()
 	if readFile(t, s.client("root.json")) != root || readFile(t, s.client("trusted_root.json")) != trusted {
 		t.Error("a restart changed the trust files")
