@@ -15,6 +15,7 @@ import (
 type Config struct {
 	Issuers   []Issuer
 	Providers map[string]Provider // ci-issuer-metadata, by the name that Issuer.CIProvider refers to
+	Rules     []Rule              // for the tokens of every issuer, before its own; they can only deny
 }
 
 // Issuer is one OIDC issuer, or with Wildcard every issuer whose URL fits a pattern.
@@ -42,6 +43,9 @@ type Issuer struct {
 	JWKSFile            string // path of a file with them, read again when it changes
 	AllowHTTP           bool   // URL, discovery or keys may be http://
 	AllowPrivateNetwork bool   // hosts that the configuration does not name may have private addresses
+
+	Rules        []Rule // in order, the first whose expression is true decides
+	RulesDefault string // what holds when none matched: allow, the default as upstream, or deny
 
 	Description, Contact, Environment string // for people, not evaluated
 
@@ -106,6 +110,7 @@ func Parse(data []byte) (*Config, error) {
 		{"oidc-issuers", "OIDCIssuers", func(n *yaml.Node) { d.issuers(c, n, false) }},
 		{"meta-issuers", "MetaIssuers", func(n *yaml.Node) { d.issuers(c, n, true) }},
 		{"ci-issuer-metadata", "CIIssuerMetadata", func(n *yaml.Node) { d.providers(c, n) }},
+		{"rules", "", d.rules(&c.Rules)},
 		{"define", "", func(*yaml.Node) {}},
 	})
 	if len(c.Issuers) == 0 && len(d.problems) == 0 {
@@ -174,6 +179,8 @@ func (d *decoder) issuer(n *yaml.Node, key string, wildcard bool, line int) Issu
 		{"jwks-file", "", d.text(&i.JWKSFile)},
 		{"allow-http", "", d.flag(&i.AllowHTTP)},
 		{"allow-private-network", "", d.flag(&i.AllowPrivateNetwork)},
+		{"rules", "", d.rules(&i.Rules)},
+		{"rules-default", "", d.text(&i.RulesDefault)},
 	})
 	i.Type = Type(kind)
 	if skip != nil {

@@ -102,7 +102,10 @@ func resolve(n *yaml.Node) *yaml.Node {
 
 // decoder walks a node tree into our structs. It goes on after a mistake so that all of them
 // are reported at once. The schema, not the file, bounds its recursion.
-type decoder struct{ problems []error }
+type decoder struct {
+	problems []error
+	values   int // claims of cases, see json
+}
 
 func (d *decoder) addf(n *yaml.Node, format string, args ...any) {
 	d.problems = append(d.problems, fmt.Errorf("line %d: "+format, append([]any{n.Line}, args...)...))

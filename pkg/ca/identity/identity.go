@@ -23,6 +23,7 @@ type Principal struct {
 	Challenges  []string
 	OIDCIssuer  string // the token's iss
 	IssuerType  Type
+	Rule        string   // the rule that allowed it, "" when none matched
 	Fingerprint [32]byte // SHA-256 of the token's signature part: names the token in logs without giving it away
 }
 
@@ -35,6 +36,18 @@ const (
 	SANUsername                // otherName 1.3.6.1.4.1.57264.1.7, UTF8String
 )
 
+// String returns the kind's name.
+func (k SANKind) String() string {
+	switch k {
+	case SANEmail:
+		return "email"
+	case SANURI:
+		return "URI"
+	default:
+		return "otherName"
+	}
+}
+
 // SAN is the one subject alternative name of a certificate.
 type SAN struct {
 	Kind  SANKind
@@ -46,6 +59,11 @@ type Extension struct {
 	Arc   int
 	Value string // valid UTF-8 without control and invisible characters
 }
+
+const (
+	extensionPrefix = "1.3.6.1.4.1.57264.1."
+	lastArc         = 24
+)
 
 // Arcs under 1.3.6.1.4.1.57264.1 that every certificate has.
 const (

@@ -42,6 +42,9 @@ func (c *Config) Validate() error {
 			problems = append(problems, fmt.Errorf("%sCI provider %q: %w", at(p.line), name, err))
 		}
 	}
+	if _, err := c.compileRules(); err != nil {
+		problems = append(problems, err)
+	}
 	return errors.Join(problems...)
 }
 

@@ -35,6 +35,10 @@ type Options struct {
 	Registry  prometheus.Registerer // may be nil
 	Transport http.RoundTripper     // replaces the network, for tests
 
+	// WithoutKeys reads and fetches no issuer's keys: every signature is refused, and claims can
+	// still be explained.
+	WithoutKeys bool
+
 	// InClusterDir holds the pod's ca.crt, trusted for issuers of type kubernetes once one of them is
 	// at kubernetes.default.svc, and its token, which that API server alone gets. Default: where the
 	// kubelet mounts them.
@@ -59,6 +63,7 @@ type trusted struct {
 	issuer  Issuer
 	pattern pattern // nil for an exact URL
 	mapping mapper
+	rules   ruleSet
 	keys    keySource // nil for a pattern, and for keys set in code
 	algs    *fetched  // algorithms of keys set in code
 }
@@ -83,7 +88,7 @@ func New(o Options) (*Verifier, error) {
 	all := &Config{Issuers: slices.Clone(o.Issuers)}
 	if o.Config != nil {
 		all.Issuers = append(all.Issuers, o.Config.Issuers...)
-		all.Providers = o.Config.Providers
+		all.Providers, all.Rules = o.Config.Providers, o.Config.Rules
 	}
 	if len(all.Issuers) == 0 {
 		return nil, errors.New("no OIDC issuer is configured: nobody could get a certificate")
@@ -107,9 +112,13 @@ func New(o Options) (*Verifier, error) {
 			}
 		}
 	}
+	rules, err := all.compileRules()
+	if err != nil {
+		return nil, err
+	}
 	var problems []error
-	for _, i := range all.Issuers {
-		if err := v.add(i, all); err != nil {
+	for k, i := range all.Issuers {
+		if err := v.add(i, all, rules[k]); err != nil {
 			problems = append(problems, fmt.Errorf("%sissuer %q: %w", at(i.line), i.URL, err))
 		}
 	}
@@ -117,8 +126,8 @@ func New(o Options) (*Verifier, error) {
 	return v, errors.Join(problems...)
 }
 
-func (v *Verifier) add(i Issuer, all *Config) error {
-	t := &trusted{issuer: i}
+func (v *Verifier) add(i Issuer, all *Config, rules ruleSet) error {
+	t := &trusted{issuer: i, rules: rules}
 	var err error
 	if t.mapping, err = i.mapper(all); err != nil {
 		return err
@@ -131,6 +140,7 @@ func (v *Verifier) add(i Issuer, all *Config) error {
 		return nil
 	}
 	switch {
+	case v.opts.WithoutKeys:
 	case i.Keys != nil:
 		if t.algs = (&fetched{algs: supported(allAlgorithms)}); len(i.Algorithms) > 0 {
 			t.algs.algs = supported(i.Algorithms)
@@ -174,29 +184,11 @@ func (v *Verifier) observe(counter *prometheus.CounterVec, failed, issuer string
 	}
 }
 
-// Verify checks token completely (signature, algorithm, iss, aud, exp, nbf, iat, sub) and maps
-// its claims. Its errors are classified; their public text never holds a part of the token.
+// Verify checks token completely (signature, algorithm, iss, aud, exp, nbf, iat, sub), maps its
+// claims and asks the rules. Its errors are classified; their public text never holds a part of
+// the token.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error) {
-	payload, err := splitToken(token)
-	if err != nil {
-		return nil, err
-	}
-	c, err := parseClaims(payload)
-	if err != nil {
-		return nil, err
-	}
-	iss := c.text("iss")
-	t := v.find(iss)
-	if t == nil {
-		return nil, fault.New(fault.Unauthentic, ReasonUnknownIssuer, nil, "the token's issuer is not one that this CA trusts")
-	}
-	if err := v.verifySignature(ctx, t, iss, token, payload); err != nil {
-		return nil, err
-	}
-	if err := v.checkClaims(t, c); err != nil {
-		return nil, err
-	}
-	return t.principal(c, token)
+	return v.judge(ctx, Evidence{Token: token}, nil)
 }
 
 func (v *Verifier) find(iss string) *trusted {
@@ -217,6 +209,9 @@ func (v *Verifier) find(iss string) *trusted {
 // verifySignature checks the token's algorithm and signature with the keys of t, as go-oidc's
 // verifier does; its other checks follow in checkClaims, one reason each.
 func (v *Verifier) verifySignature(ctx context.Context, t *trusted, iss, token string, payload []byte) error {
+	if v.opts.WithoutKeys {
+		return fault.New(fault.Unauthentic, ReasonBadSignature, nil, "there are no keys to verify the token's signature with")
+	}
 	from := t.keys
 	have := t.algs
 	var err error
@@ -285,12 +280,16 @@ func (v *Verifier) evict() {
 	delete(v.remote, oldest)
 }
 
-// checkClaims applies RFC 7519 as go-oidc does (exp without leeway, nbf with five minutes) and
-// asks for more: a subject, an exp, and an iat that is not in the future.
-func (v *Verifier) checkClaims(t *trusted, c claims) error {
+func (v *Verifier) checkAudience(t *trusted, c claims) error {
 	if audiences := t.issuer.audiences(); !slices.ContainsFunc(audiences, c.hasAudience) {
 		return fault.New(fault.Unauthentic, ReasonAudience, nil, "the token is meant for another audience than %q", strings.Join(audiences, ", "))
 	}
+	return nil
+}
+
+// checkTimes applies RFC 7519 as go-oidc does (exp without leeway, nbf with five minutes) and
+// asks for more: an exp, and an iat that is not in the future.
+func (v *Verifier) checkTimes(t *trusted, c claims) error {
 	now := v.opts.Now()
 	expiry, ok, err := c.date("exp")
 	if err != nil {
@@ -315,6 +314,10 @@ func (v *Verifier) checkClaims(t *trusted, c claims) error {
 			return fault.New(fault.Unauthentic, ReasonNotYetValid, nil, "the token's %s is %s, it is %s", name, stamp(when), stamp(now))
 		}
 	}
+	return nil
+}
+
+func (c claims) checkSubject() error {
 	if c.text("sub") == "" {
 		return missing("sub")
 	}
@@ -344,19 +347,25 @@ func (t *trusted) principal(c claims, token string) (*Principal, error) {
 		return nil, rejected("the subject alternative name is too long or has control or invisible characters")
 	}
 	p := &Principal{
-		SAN: san, Extensions: extensions, OIDCIssuer: c.text("iss"), IssuerType: t.issuer.Type,
-		Challenges: []string{sub}, Fingerprint: fingerprint(token),
+		SAN: san, Extensions: extensions, OIDCIssuer: c.text("iss"), IssuerType: t.issuer.Type, Fingerprint: fingerprint(token),
 	}
-	for _, name := range []string{"email", t.issuer.ChallengeClaim} {
-		if value := c.text(name); value != "" && !slices.Contains(p.Challenges, value) {
-			p.Challenges = append(p.Challenges, value)
-		}
-	}
-	// The client most likely signed the claim that identifies it: try that first.
-	if k := slices.Index(p.Challenges, c.text("email")); k > 0 {
-		p.Challenges[0], p.Challenges[k] = p.Challenges[k], p.Challenges[0]
+	for _, name := range t.challengeClaims(c) {
+		p.Challenges = append(p.Challenges, c.text(name))
 	}
 	return p, nil
+}
+
+// challengeClaims names the claims whose values a proof of possession may be made over, each
+// value once. The client most likely signed the claim that identifies it: that is the first.
+func (t *trusted) challengeClaims(c claims) []string {
+	var names []string
+	for _, name := range []string{"email", "sub", t.issuer.ChallengeClaim} {
+		known := func(other string) bool { return c.text(other) == c.text(name) }
+		if c.text(name) != "" && !slices.ContainsFunc(names, known) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // Issuers lists what is configured, sorted by URL, for the configuration endpoint.
