@@ -61,7 +61,7 @@ The first run makes every key and the TUF repository under --dir, later runs go 
 	flags.StringSliceVar(&f.kinds, "kinds", nil, "entry kinds that the Rekor v1 log takes, as in hashedrekord,intoto:0.0.2 (default hashedrekord, dsse, intoto)")
 	flags.BoolVar(&f.attestations, "attestations", false, "keep the payloads of intoto entries and the messages of cose ones, and return them with the entry")
 	flags.StringVar(&f.witnessPolicy, "witness-policy", "", "file of witnesses and their quorum (c2sp.org/tlog-policy), who cosign the Rekor v2 log; without a quorum no checkpoint is shown")
-	flags.StringVar(&f.metrics, "metrics", "", "address of a second listener with /metrics, /healthz and /readyz")
+	flags.StringVar(&f.metrics, "metrics", "", "address of a second listener, for operators only: /metrics, /healthz, /readyz, /ca/explain")
 	flags.StringVar(&f.issuer, "issuer", "loopback", "development issuer: loopback (refuse a listener that others can reach), any (allow it: whoever reaches it signs as anyone), off")
 	return cmd
 }
@@ -132,7 +132,9 @@ func up(ctx context.Context, f upFlags, stdout, stderr io.Writer) (err error) {
 	go func() { ended <- s.Run(ctx) }()
 	if ops != nil {
 		running++
-		go func() { ended <- server.Run(ctx, ops, server.Ops(reg, s.Ready), time.Second, logger) }()
+		operators := server.Ops(reg, s.Ready)
+		s.RegisterOps(operators)
+		go func() { ended <- server.Run(ctx, ops, operators, time.Second, logger) }()
 	}
 	if f.demo {
 		err = demo(ctx, s, stdout)

@@ -20,7 +20,7 @@ const (
 type serverConfig struct {
 	// Listen is the address of the public listener, HTTP and gRPC. Default 127.0.0.1:5555.
 	Listen string `mapstructure:"listen"`
-	// OpsListen is the address of /metrics, /healthz and /readyz. Default 127.0.0.1:2112.
+	// OpsListen is the address of /metrics, /healthz, /readyz and /ca/explain, for operators only. Default 127.0.0.1:2112.
 	OpsListen string `mapstructure:"ops-listen"`
 	// Key signs the certificates: ECDSA or RSA, file:PATH, pkcs11:…, hashivault://…, awskms://…, gcpkms://…, azurekms://…, or
 	// ephemeral: for a key in memory and a chain of its own, which nobody can trust after the next start. Required.

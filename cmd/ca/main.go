@@ -76,13 +76,15 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	handler := ca.NewHandler(authority, ca.HandlerOptions{MaxInFlight: cfg.MaxInFlight, Origins: cfg.AllowedOrigins})
 	g := grpc.NewServer(grpc.MaxRecvMsgSize(ca.MaxBody))
 	handler.RegisterGRPC(g)
+	operators := server.Ops(reg, authority.Ready)
+	handler.RegisterOps(operators)
 	logger.Info("serving", "listen", ln.Addr().String(), "ops", ops.Addr().String(), "certificate", opts.Chain[0].Subject.String())
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return server.Run(ctx, ln, server.Duplex(g, handler.Routes()), cfg.ShutdownGrace, logger)
 	})
 	group.Go(func() error {
-		return server.Run(ctx, ops, server.Ops(reg, authority.Ready), cfg.ShutdownGrace, logger)
+		return server.Run(ctx, ops, operators, cfg.ShutdownGrace, logger)
 	})
 	return group.Wait()
 }

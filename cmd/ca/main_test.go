@@ -66,6 +66,10 @@ func setup(t *testing.T, env *testscript.Env, idp *identitytest.Provider) error 
 	if err != nil {
 		return err
 	}
+	question, err := json.Marshal(map[string]any{"claims": idp.Claims(time.Now(), nil)})
+	if err != nil {
+		return err
+	}
 	for name, data := range map[string][]byte{
 		"chain.pem":        append(encode(chain[0]), encode(chain[1])...),
 		"root.pem":         encode(chain[1]),
@@ -74,6 +78,7 @@ func setup(t *testing.T, env *testscript.Env, idp *identitytest.Provider) error 
 		"issuers.yaml":     fmt.Appendf(nil, "oidc-issuers:\n  %s: {client-id: sigstore, type: email, allow-http: true}\n", idp.URL),
 		"token":            []byte(idp.Token(time.Now(), nil)),
 		"request.json":     request,
+		"question.json":    question,
 	} {
 		if err := os.WriteFile(path(name), data, 0o600); err != nil {
 			return err

@@ -71,8 +71,9 @@ func Duplex(g, h http.Handler) http.Handler {
 	})
 }
 
-// Ops serves /metrics, /healthz (the process lives) and /readyz (ready returns nil) for the second listener.
-func Ops(reg *prometheus.Registry, ready func(context.Context) error) http.Handler {
+// Ops serves /metrics, /healthz (the process lives) and /readyz (ready returns nil) for the second listener. Roles add
+// to it what only operators may ask.
+func Ops(reg *prometheus.Registry, ready func(context.Context) error) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", Healthz)

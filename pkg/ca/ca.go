@@ -187,6 +187,9 @@ func (ca *CA) audit(p *identity.Principal, c *Issued, entry *timestampedEntry, r
 		"not_after", c.NotAfter.UTC().Format(time.RFC3339),
 		"request_id", requestID,
 	}
+	if p.Rule != "" {
+		attrs = append(attrs, "rule", p.Rule)
+	}
 	if ca.opts.AuditSubject {
 		attrs = append(attrs, "subject", p.SAN.Value)
 	} else {

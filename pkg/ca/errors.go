@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/pkg/ca/identity"
 )
 
 // answer is how a failed request is answered on each wire.
@@ -56,7 +57,11 @@ func (h *Handler) refuse(ctx context.Context, err error, requestID, wire string)
 	if errors.As(err, &f) && f.Err != nil {
 		cause = f.Err
 	}
-	h.ca.logger.Log(ctx, a.level, "request refused", "wire", wire, "status", a.status, "reason", fault.ReasonOf(err), "request_id", requestID, "err", cause)
+	attrs := []any{"wire", wire, "status", a.status, "reason", fault.ReasonOf(err), "request_id", requestID, "err", cause}
+	if rule := identity.RuleOf(err); rule != "" {
+		attrs = append(attrs, "rule", rule)
+	}
+	h.ca.logger.Log(ctx, a.level, "request refused", attrs...)
 	return a
 }
 

@@ -1,17 +1,22 @@
 package stack
 
 import (
+	"crypto"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
+	"strings"
 
+	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/go-chi/chi/v5"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/reflection"
 
 	"github.com/attestry/attestry/internal/issuer"
 	"github.com/attestry/attestry/internal/server"
+	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/ca"
 	"github.com/attestry/attestry/pkg/ca/identity"
 	"github.com/attestry/attestry/pkg/trust"
@@ -24,7 +29,7 @@ func (s *Stack) openIssuer(m *material) (err error) {
 		return nil
 	}
 	s.issuer, err = issuer.New(issuer.Options{
-		IssuerURL: s.URL() + "/oidc", Signer: m.oidc, Listen: s.opts.Listen,
+		IssuerURL: s.URL() + issuerPath, Signer: m.oidc, Listen: s.opts.Listen,
 		AllowNonLoopback: s.opts.Issuer == IssuerAny, Now: s.opts.Now, Logger: s.opts.Logger,
 	})
 	if err != nil {
@@ -44,9 +49,7 @@ func (s *Stack) openCA(m *material) (*ca.CA, error) {
 		}
 	}
 	if s.issuer != nil {
-		opts.Issuers = append(opts.Issuers, identity.Issuer{
-			URL: s.issuer.IssuerURL(), Audience: issuer.ClientID, Type: identity.Email, AllowHTTP: true, Keys: s.issuer.KeySet(),
-		})
+		opts.Issuers = append(opts.Issuers, developmentIssuer(s.issuer.IssuerURL(), s.issuer.KeySet()))
 	}
 	verifier, err := identity.New(opts)
 	if err != nil {
@@ -56,6 +59,31 @@ func (s *Stack) openCA(m *material) (*ca.CA, error) {
 		Signer: m.ca, Chain: m.cas.CAs[m.cas.Issuing].certs, OtherChains: m.cas.others(), Identity: verifier, CT: s.logs.CT(),
 		Now: s.opts.Now, Logger: s.opts.Logger, Registerer: s.opts.Registerer,
 	})
+}
+
+// issuerPath is where the development issuer is, below the public URL.
+const issuerPath = "/oidc"
+
+func developmentIssuer(url string, keys oidc.KeySet) identity.Issuer {
+	return identity.Issuer{URL: url, Audience: issuer.ClientID, Type: identity.Email, AllowHTTP: true, Keys: keys}
+}
+
+// DevelopmentIssuer returns the development issuer of the instance in dir as its CA trusts it. It
+// reads only, and may be called beside the instance.
+func DevelopmentIssuer(dir string) (identity.Issuer, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, "url"))
+	if err != nil {
+		return identity.Issuer{}, fmt.Errorf("%s is not the directory of an instance: %w", dir, err)
+	}
+	u, err := parseURL(strings.TrimSpace(string(raw)))
+	if err != nil {
+		return identity.Issuer{}, fmt.Errorf("stored URL: %w", err)
+	}
+	key, err := signer.Open("file:"+filepath.Join(dir, "keys", "oidc.pem"), nil)
+	if err != nil {
+		return identity.Issuer{}, fmt.Errorf("development issuer: %w", err)
+	}
+	return developmentIssuer(u.String()+issuerPath, &oidc.StaticKeySet{PublicKeys: []crypto.PublicKey{key.Public()}}), nil
 }
 
 // openTSA makes the timestamp authority.
@@ -84,6 +112,7 @@ func (s *Stack) routes(m *material) (http.Handler, error) {
 	g := grpc.NewServer()
 	caHandler := ca.NewHandler(authority, ca.HandlerOptions{})
 	caHandler.Register(r)
+	s.registerOps = caHandler.RegisterOps
 	caHandler.RegisterGRPC(g)
 	s.logs.Register(r)
 	s.logs.RegisterGRPC(g)

@@ -73,6 +73,8 @@ type Stack struct {
 	tsa       *tsa.Authority
 	handler   http.Handler
 
+	registerOps func(*http.ServeMux)
+
 	publishing sync.Mutex // held while trust material and files for clients are written
 }
 
@@ -222,6 +224,9 @@ func (s *Stack) FenceNote() string {
 
 // Handler serves every role.
 func (s *Stack) Handler() http.Handler { return s.handler }
+
+// RegisterOps adds what operators may ask to mux, which must belong to a listener that clients cannot reach.
+func (s *Stack) RegisterOps(mux *http.ServeMux) { s.registerOps(mux) }
 
 // Ready returns nil when every role answers.
 func (s *Stack) Ready(ctx context.Context) error {
