@@ -7,6 +7,8 @@ func newCA() *cobra.Command {
 	cmd.AddCommand(
 		newCACSR(),
 		newCAInstall(),
+		newCAExplain(),
+		newCATest(),
 	)
 	return cmd
 }
