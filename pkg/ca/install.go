@@ -79,8 +79,8 @@ func trial(chain []*x509.Certificate, key crypto.Signer, now time.Time) (warning
 		value    string
 		template x509.Certificate
 	}{
-		{"signer@example.com", x509.Certificate{EmailAddresses: []string{"signer@example.com"}}},
-		{"https://example.com/workflow", x509.Certificate{URIs: []*url.URL{{Scheme: "https", Host: "example.com", Path: "/workflow"}}}},
+		{"signer@name.invalid", x509.Certificate{EmailAddresses: []string{"signer@name.invalid"}}},
+		{"https://name.invalid/workflow", x509.Certificate{URIs: []*url.URL{{Scheme: "https", Host: "name.invalid", Path: "/workflow"}}}},
 	} {
 		template := name.template
 		template.SerialNumber = big.NewInt(1)

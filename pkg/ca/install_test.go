@@ -133,7 +133,7 @@ func TestWhatAPKIGetsWrong(t *testing.T) {
 		{"wrong key usage", chain(nil, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }), nil, "", "ask for keyUsage=critical,keyCertSign,cRLSign"},
 		{"names of its own only", chain(func(c *x509.Certificate) {
 			c.PermittedEmailAddresses, c.PermittedDNSDomainsCritical = []string{"corp.example"}, true
-		}, nil), nil, "signer@example.com", ""},
+		}, nil), nil, "signer@name.invalid", ""},
 		{"a critical extension that nobody knows", chain(func(c *x509.Certificate) {
 			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}}}
 		}, nil), nil, "", "without critical extensions"},

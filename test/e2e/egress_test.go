@@ -29,6 +29,7 @@ var namedHosts = map[string]string{
 	"app.circleci.com":       "built-in provider: values in certificates",
 	"app.buddy.works":        "built-in provider: values in certificates",
 	"issuer.example":         "help text",
+	"name.invalid":           "a name that no certificate keeps: a new CA on trial",
 	"pkg.go.dev":             "comment in generated code",
 }
 
