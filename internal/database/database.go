@@ -37,7 +37,7 @@ type Options struct {
 	// Derived says that the rows can be built again from elsewhere: SQLite then lets a power
 	// cut undo the newest commits (never a part of one). PostgreSQL ignores it.
 	Derived bool
-	// ReadOnly makes PostgreSQL refuse every write, and a schema that is missing is not made. SQLite ignores it.
+	// ReadOnly makes every write fail. A schema or a file that is missing is not made.
 	ReadOnly bool
 	// MaxConns bounds open connections. 0 means 4 for SQLite, 16 for PostgreSQL.
 	MaxConns int
@@ -90,8 +90,11 @@ func openSQLite(ctx context.Context, path string, o Options) (*DB, error) {
 		pragmas = "&_pragma=synchronous(NORMAL)&_pragma=cache_size(-8192)" +
 			"&_pragma=wal_autocheckpoint(8192)&_pragma=journal_size_limit(67108864)"
 	}
-	pool, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+
-		"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)"+pragmas+"&_txlock=immediate")
+	parameters := "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)" + pragmas + "&_txlock=immediate"
+	if o.ReadOnly {
+		parameters = "?mode=ro&_pragma=query_only(1)&_pragma=busy_timeout(5000)"
+	}
+	pool, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+parameters)
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}

@@ -423,3 +423,36 @@ func TestADamagedFileIsTold(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestWhoOnlyReadsWritesNothing(t *testing.T) {
+	onEach(t, func(t *testing.T, db *database.DB) {
+		if err := db.Create(t.Context(), createThings, `INSERT INTO things (id) VALUES (1)`); err != nil {
+			t.Fatal(err)
+		}
+		uri := db.String()
+		if db.Engine() == database.PostgreSQL {
+			uri = services.Postgres(t)
+			if _, err := database.Open(t.Context(), uri, database.Options{Schema: "missing", ReadOnly: true}); err != nil {
+				t.Fatal(err)
+			}
+			db = open(t, uri, database.Options{})
+			if err := db.Create(t.Context(), createThings, `INSERT INTO things (id) VALUES (1)`); err != nil {
+				t.Fatal(err)
+			}
+		}
+		only := open(t, uri, database.Options{ReadOnly: true})
+		if n := count(t, only); n != 1 {
+			t.Errorf("%d rows", n)
+		}
+		if _, err := only.Exec(`INSERT INTO things (id) VALUES (2)`); err == nil {
+			t.Error("a row was written")
+		}
+	})
+	path := filepath.Join(t.TempDir(), "missing.db")
+	if _, err := database.Open(t.Context(), "sqlite:"+path, database.Options{ReadOnly: true}); err == nil {
+		t.Error("a file that is missing was opened for reading")
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("a file that was missing was made by reading")
+	}
+}
