@@ -24,6 +24,15 @@ type Validator interface {
 // tags; the variable of `ct-url` under prefix CA is CA_CT_URL. Problems of the file, of the
 // types and of dst's Validate come back joined in one error.
 func Load(dst any, path, prefix string) error {
+	return load(dst, path, prefix, (*viper.Viper).UnmarshalExact)
+}
+
+// LoadPart is Load for a program that looks at some keys of another's file: those that dst does not have are none of its business.
+func LoadPart(dst any, path, prefix string) error {
+	return load(dst, path, prefix, (*viper.Viper).Unmarshal)
+}
+
+func load(dst any, path, prefix string, unmarshal func(*viper.Viper, any, ...viper.DecoderConfigOption) error) error {
 	v := viper.New()
 	v.SetEnvPrefix(prefix)
 	v.SetEnvKeyReplacer(strings.NewReplacer(".", "_", "-", "_"))
@@ -41,7 +50,7 @@ func Load(dst any, path, prefix string) error {
 		}
 	}
 	var problems []error
-	if err := v.UnmarshalExact(dst, viper.DecodeHook(mapstructure.ComposeDecodeHookFunc(
+	if err := unmarshal(v, dst, viper.DecodeHook(mapstructure.ComposeDecodeHookFunc(
 		mapstructure.StringToTimeDurationHookFunc(),
 		mapstructure.StringToSliceHookFunc(","),
 	))); err != nil {

@@ -57,3 +57,20 @@ func write(t *testing.T, text string) string {
 	}
 	return path
 }
+
+func TestAPartOfAnotherProgramsFileIsReadAlone(t *testing.T) {
+	path := write(t, "key-file: from-file\nlisten: 127.0.0.1:1\nother: {key: [1, 2]}\n")
+	var part struct {
+		KeyFile string `mapstructure:"key-file"`
+	}
+	if err := LoadPart(&part, path, "SAMPLE"); err != nil || part.KeyFile != "from-file" {
+		t.Errorf("%q, %v", part.KeyFile, err)
+	}
+	t.Setenv("SAMPLE_KEY_FILE", "from-env")
+	if err := LoadPart(&part, path, "SAMPLE"); err != nil || part.KeyFile != "from-env" {
+		t.Errorf("%q, %v", part.KeyFile, err)
+	}
+	if err := LoadPart(&part, path+".missing", "SAMPLE"); err == nil {
+		t.Error("a file that is missing was read")
+	}
+}
