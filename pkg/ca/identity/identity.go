@@ -7,7 +7,9 @@ package identity
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -22,9 +24,13 @@ type Principal struct {
 	// private issuer. All come from one verified token, so each proves possession equally.
 	Challenges  []string
 	OIDCIssuer  string // the token's iss
+	Subject     string // the token's sub
 	IssuerType  Type
 	Rule        string   // the rule that allowed it, "" when none matched
 	Fingerprint [32]byte // SHA-256 of the token's signature part: names the token in logs without giving it away
+	// TokenID is the same for every form of one token, which Fingerprint is not: an ECDSA signature has a twin.
+	TokenID [32]byte
+	Expires time.Time // when the token stops counting, leeway included
 }
 
 // SANKind is the form of a subject alternative name.
@@ -123,4 +129,31 @@ func printableBut(s, allowed string) bool {
 
 func fingerprint(token string) [32]byte {
 	return sha256.Sum256([]byte(token[strings.LastIndexByte(token, '.')+1:]))
+}
+
+// tokenID names a verified token by its jti, which its issuer gives to one token alone (RFC 7519, section 4.1.7), or
+// else by its header and payload as the signature covers them. Neither can be changed without a new signature.
+func tokenID(c claims, token string) [32]byte {
+	if jti := c.text("jti"); jti != "" {
+		iss := c.text("iss")
+		return sha256.Sum256(fmt.Appendf(nil, "jti %d %s %s", len(iss), iss, jti))
+	}
+	return sha256.Sum256([]byte("jws " + token[:max(0, strings.LastIndexByte(token, '.'))])) // claims that are only explained have no token
+}
+
+// Claimed returns what token says of itself without being verified, as far as it may be kept: ok tells whether
+// it is a well-formed token at all, which gives it a fingerprint, and oidcIssuer is its iss when that is one of the configured, else "".
+func (v *Verifier) Claimed(token string) (oidcIssuer string, print [32]byte, ok bool) {
+	payload, err := splitToken(token)
+	if err != nil {
+		return "", print, false
+	}
+	c, err := parseClaims(payload)
+	if err != nil {
+		return "", print, false
+	}
+	if iss := c.text("iss"); v.find(iss) != nil && printable(iss) {
+		oidcIssuer = iss
+	}
+	return oidcIssuer, fingerprint(token), true
 }

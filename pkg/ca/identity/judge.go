@@ -78,6 +78,8 @@ func (v *Verifier) judge(ctx context.Context, e Evidence, x *Explanation) (*Prin
 	if !j.passed(checkMapping, err) || err != nil {
 		return nil, j.refusal
 	}
+	expires, _, _ := c.date("exp") // it was looked at above
+	p.Expires = expires.Add(v.opts.Leeway)
 	var see func(*compiledRule, bool, error, bool)
 	if x != nil {
 		x.principal(t, c, p)

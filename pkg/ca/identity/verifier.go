@@ -347,7 +347,8 @@ func (t *trusted) principal(c claims, token string) (*Principal, error) {
 		return nil, rejected("the subject alternative name is too long or has control or invisible characters")
 	}
 	p := &Principal{
-		SAN: san, Extensions: extensions, OIDCIssuer: c.text("iss"), IssuerType: t.issuer.Type, Fingerprint: fingerprint(token),
+		SAN: san, Extensions: extensions, OIDCIssuer: c.text("iss"), Subject: sub, IssuerType: t.issuer.Type,
+		Fingerprint: fingerprint(token), TokenID: tokenID(c, token),
 	}
 	for _, name := range t.challengeClaims(c) {
 		p.Challenges = append(p.Challenges, c.text(name))
