@@ -37,6 +37,13 @@ type Options struct {
 
 	CT         CTSubmitter
 	CTDisabled bool // issue without SCT; never the effect of a setting that was forgotten
+	// CTDetached logs final certificates and hands SCTs out beside them. CT must be a CTChainSubmitter then.
+	CTDetached bool
+
+	Recorder Recorder // nil keeps no records
+	// OneTimeTokens gives each identity token one certificate. It needs a Recorder, and no detached SCTs: a certificate that was logged but
+	// not answered could be fetched from the log, and the token would give another.
+	OneTimeTokens bool
 
 	Lifetime   time.Duration // of certificates, default 10 minutes, at most an hour
 	Backdate   time.Duration // of notBefore, for clients whose clocks run behind; default 0, at most 5 minutes
@@ -91,6 +98,10 @@ func New(o Options) (*CA, error) {
 		return nil, errors.New("ca: a CT log is required unless it is disabled explicitly")
 	case o.CT != nil && o.CTDisabled:
 		return nil, errors.New("ca: there is a CT log and it is disabled")
+	case o.CTDetached && !takesCertificates(o.CT):
+		return nil, errors.New("ca: detached SCTs need a CT log that takes certificates")
+	case o.OneTimeTokens && (o.Recorder == nil || o.CTDetached):
+		return nil, errors.New("ca: tokens that count once need a recorder, and SCTs that are not detached")
 	case o.Lifetime < time.Minute || o.Lifetime > maxLifetime:
 		return nil, fmt.Errorf("ca: certificate lifetime %s is not between %s and %s", o.Lifetime, time.Minute, maxLifetime)
 	case o.Backdate < 0 || o.Backdate > maxBackdate || o.Backdate >= o.Lifetime:
@@ -144,13 +155,23 @@ func (i *issuing) selfTest(random io.Reader) error {
 	return nil
 }
 
+func takesCertificates(log CTSubmitter) bool {
+	_, ok := log.(CTChainSubmitter)
+	return ok
+}
+
 func sumSPKI(cert *x509.Certificate) [32]byte { return sha256.Sum256(cert.RawSubjectPublicKeyInfo) }
 
-// Ready returns nil while certificates can be issued: the chain is valid now and the CT log,
+// Ready returns nil while certificates can be issued: the chain is valid now, records can be written, and the CT log,
 // where it can tell, takes entries. Issuers that are down do not count.
 func (ca *CA) Ready(ctx context.Context) error {
 	if _, _, err := ca.window(); err != nil {
 		return err
+	}
+	if ca.opts.Recorder != nil {
+		if err := ca.opts.Recorder.Ready(ctx); err != nil {
+			return err
+		}
 	}
 	if log, ok := ca.opts.CT.(interface{ Ready(context.Context) error }); ok {
 		return log.Ready(ctx)

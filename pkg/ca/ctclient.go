@@ -30,7 +30,7 @@ const (
 // certificate-transparency-go's client, whose backoff all requests of a process share, it tries
 // twice within seconds, and after several failures in a row it fails at once for a while.
 type CTClient struct {
-	url    string
+	base   string // without a closing slash
 	key    crypto.PublicKey
 	client *http.Client
 	now    func() time.Time
@@ -40,7 +40,7 @@ type CTClient struct {
 	openUntil time.Time
 }
 
-// NewCTClient returns a client for the log below base (…/ct/v1/add-pre-chain) that signs with key.
+// NewCTClient returns a client for the log below base (…/ct/v1/add-pre-chain, …/ct/v1/add-chain) that signs with key.
 func NewCTClient(base string, key crypto.PublicKey) (*CTClient, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
@@ -56,8 +56,8 @@ func NewCTClient(base string, key crypto.PublicKey) (*CTClient, error) {
 		ForceAttemptHTTP2:   true,
 	}
 	return &CTClient{
-		url: strings.TrimSuffix(base, "/") + "/ct/v1/add-pre-chain",
-		key: key,
+		base: strings.TrimSuffix(base, "/"),
+		key:  key,
 		client: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error {
 			return http.ErrUseLastResponse
 		}},
@@ -82,6 +82,15 @@ func (c *CTClient) Ready(context.Context) error {
 
 // AddPreChain implements CTSubmitter.
 func (c *CTClient) AddPreChain(ctx context.Context, chain [][]byte) ([]byte, error) {
+	return c.add(ctx, "/ct/v1/add-pre-chain", chain)
+}
+
+// AddChain implements CTChainSubmitter.
+func (c *CTClient) AddChain(ctx context.Context, chain [][]byte) ([]byte, error) {
+	return c.add(ctx, "/ct/v1/add-chain", chain)
+}
+
+func (c *CTClient) add(ctx context.Context, path string, chain [][]byte) ([]byte, error) {
 	if err := c.Ready(ctx); err != nil {
 		return nil, err
 	}
@@ -94,7 +103,7 @@ func (c *CTClient) AddPreChain(ctx context.Context, chain [][]byte) ([]byte, err
 	var sct []byte
 	for n := range ctAttempts {
 		var again bool
-		if sct, again, err = c.attempt(ctx, body); err == nil || !again || n == ctAttempts-1 {
+		if sct, again, err = c.attempt(ctx, c.base+path, body); err == nil || !again || n == ctAttempts-1 {
 			break
 		}
 		select {
@@ -119,10 +128,10 @@ func (c *CTClient) count(err error) {
 	}
 }
 
-func (c *CTClient) attempt(ctx context.Context, body []byte) (sct []byte, again bool, err error) {
+func (c *CTClient) attempt(ctx context.Context, url string, body []byte) (sct []byte, again bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, ctAttemptTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, false, err
 	}
@@ -134,15 +143,15 @@ func (c *CTClient) attempt(ctx context.Context, body []byte) (sct []byte, again 
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, ctMaxAnswer))
 	if err != nil {
-		return nil, true, fmt.Errorf("%s: %w", c.url, err)
+		return nil, true, fmt.Errorf("%s: %w", url, err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		again := resp.StatusCode == http.StatusRequestTimeout || resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500
-		return nil, again, fmt.Errorf("%s answered %s: %.200q", c.url, resp.Status, answer)
+		return nil, again, fmt.Errorf("%s answered %s: %.200q", url, resp.Status, answer)
 	}
 	sct, err = parseAddChainResponse(answer)
 	if err != nil {
-		return nil, false, fmt.Errorf("%s: %w", c.url, err)
+		return nil, false, fmt.Errorf("%s: %w", url, err)
 	}
 	return sct, false, nil
 }

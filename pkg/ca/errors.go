@@ -47,9 +47,10 @@ func answerTo(err error, requestID string) answer {
 	return a
 }
 
-// refuse counts and logs a failed request: one line, never token or key.
+// refuse counts, logs and records a failed request: one line, never token or key.
 func (h *Handler) refuse(ctx context.Context, err error, requestID, wire string) answer {
 	a := answerTo(err, requestID)
+	h.ca.recordRefusal(err, a, requestID)
 	reason, _, _ := strings.Cut(fault.ReasonOf(err), ":") // a claim's name is no label
 	h.ca.metrics.rejected.WithLabelValues(reason).Inc()
 	cause := err

@@ -50,7 +50,11 @@ func (h *Handler) issue(ctx context.Context, req Request) (*Issued, error) {
 	}
 	h.ca.metrics.inFlight.Inc()
 	defer h.ca.metrics.inFlight.Dec()
-	return h.ca.Issue(ctx, req)
+	issued, err := h.ca.Issue(ctx, req)
+	if err != nil {
+		return nil, &refusedRequest{err, req.Token}
+	}
+	return issued, nil
 }
 
 // request translates the v2 message. outer is the token beside the message: HTTP header or gRPC
@@ -82,7 +86,7 @@ func response(c *Issued) *fulcio.SigningCertificate {
 		}}
 	}
 	return &fulcio.SigningCertificate{Certificate: &fulcio.SigningCertificate_SignedCertificateDetachedSct{
-		SignedCertificateDetachedSct: &fulcio.SigningCertificateDetachedSCT{Chain: chain},
+		SignedCertificateDetachedSct: &fulcio.SigningCertificateDetachedSCT{Chain: chain, SignedCertificateTimestamp: c.SCT},
 	}}
 }
 

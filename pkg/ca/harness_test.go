@@ -34,6 +34,7 @@ import (
 	"github.com/attestry/attestry/pkg/ca"
 	"github.com/attestry/attestry/pkg/ca/identity"
 	"github.com/attestry/attestry/pkg/ca/identity/identitytest"
+	"github.com/attestry/attestry/pkg/ca/records"
 )
 
 // fakeLog signs SCTs with Google's CT library, so that nothing of ours vouches for itself. Its
@@ -53,6 +54,14 @@ type fakeLog struct {
 func (l *fakeLog) LogKey() crypto.PublicKey { return l.key.Public() }
 
 func (l *fakeLog) AddPreChain(ctx context.Context, chain [][]byte) ([]byte, error) {
+	return l.add(ctx, chain, ct.PrecertLogEntryType)
+}
+
+func (l *fakeLog) AddChain(ctx context.Context, chain [][]byte) ([]byte, error) {
+	return l.add(ctx, chain, ct.X509LogEntryType)
+}
+
+func (l *fakeLog) add(ctx context.Context, chain [][]byte, kind ct.LogEntryType) ([]byte, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fail != nil {
@@ -72,7 +81,7 @@ func (l *fakeLog) AddPreChain(ctx context.Context, chain [][]byte) ([]byte, erro
 	if err := parsed[0].CheckSignatureFrom(parsed[1]); err != nil {
 		return nil, fmt.Errorf("precertificate: %w", err)
 	}
-	leaf, err := ct.MerkleTreeLeafFromChain(parsed, ct.PrecertLogEntryType, uint64(l.now().UnixMilli()))
+	leaf, err := ct.MerkleTreeLeafFromChain(parsed, kind, uint64(l.now().UnixMilli()))
 	if err != nil {
 		return nil, err
 	}
@@ -120,6 +129,8 @@ type world struct {
 	ca     *ca.CA
 	server *httptest.Server
 	logs   *bytes.Buffer
+
+	records *records.Store // nil without, see recorded
 }
 
 func (w *world) clock() time.Time {

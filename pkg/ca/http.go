@@ -110,6 +110,9 @@ func (h *Handler) signingCertV1(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", pemChain)
+	if issued.SCT != nil {
+		w.Header().Set("SCT", base64.StdEncoding.EncodeToString(issued.SCT))
+	}
 	w.WriteHeader(http.StatusCreated)
 	io.WriteString(w, strings.Join(issued.PEM, "\n"))
 }

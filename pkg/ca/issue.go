@@ -25,7 +25,8 @@ type Request struct {
 type Issued struct {
 	DER      []byte
 	PEM      []string // leaf, intermediates, root; no trailing newlines
-	Embedded bool     // an SCT is embedded; false only when CT is disabled
+	Embedded bool     // an SCT is embedded; false only when CT is disabled or detached
+	SCT      []byte   // detached, as RFC 6962's add-chain response (JSON); else nil
 	Serial   []byte
 	NotAfter time.Time
 }
@@ -58,14 +59,23 @@ func (ca *CA) Issue(ctx context.Context, req Request) (*Issued, error) {
 	if err := ca.issuing.lint(bare, principal); err != nil {
 		return nil, fault.New(fault.Invalid, identity.ReasonClaimRejected, err, textBadClaims)
 	}
-	return ca.complete(ctx, req, principal, t, bare, notAfter)
+	record := ca.issuance(req, principal, key)
+	release, err := ca.reserve(ctx, record, principal)
+	if err != nil {
+		return nil, err
+	}
+	issued, err := ca.complete(ctx, record, principal, t, bare, notAfter)
+	if err != nil {
+		release()
+	}
+	return issued, err
 }
 
-// complete signs: the only place where certificates come to be.
-func (ca *CA) complete(ctx context.Context, req Request, principal *identity.Principal, t tbs, bare []byte, notAfter time.Time) (*Issued, error) {
+// complete signs: the only place where certificates come to be. What it returns is recorded.
+func (ca *CA) complete(ctx context.Context, record *Issuance, principal *identity.Principal, t tbs, bare []byte, notAfter time.Time) (*Issued, error) {
 	var last []byte
 	var entry *timestampedEntry
-	if ca.opts.CT != nil {
+	if ca.opts.CT != nil && !ca.opts.CTDetached {
 		sct, found, err := ca.promise(ctx, t, bare)
 		if err != nil {
 			return nil, err
@@ -84,8 +94,16 @@ func (ca *CA) complete(ctx context.Context, req Request, principal *identity.Pri
 		Serial:   t.serial,
 		NotAfter: notAfter,
 	}
+	if ca.opts.CTDetached {
+		if issued.SCT, entry, err = ca.promiseDetached(ctx, raw); err != nil {
+			return nil, err
+		}
+	}
+	if err := ca.record(ctx, record, issued, entry); err != nil {
+		return nil, err
+	}
 	ca.metrics.issued.Inc()
-	ca.audit(principal, issued, entry, req.ID)
+	ca.audit(principal, issued, entry, record.RequestID)
 	return issued, nil
 }
 
@@ -100,11 +118,29 @@ func (ca *CA) promise(ctx context.Context, t tbs, bare []byte) ([]byte, *timesta
 	if err != nil {
 		return nil, nil, signFault(err)
 	}
+	return ca.submit(ctx, ca.opts.CT.AddPreChain, precert, logged{issuerKeyHash: ca.issuing.keyHash[:], data: bare})
+}
+
+// promiseDetached enters a certificate that is signed already, and returns the log's answer for the client.
+func (ca *CA) promiseDetached(ctx context.Context, raw []byte) ([]byte, *timestampedEntry, error) {
+	sct, entry, err := ca.submit(ctx, ca.opts.CT.(CTChainSubmitter).AddChain, raw, logged{data: raw})
+	if err != nil {
+		return nil, nil, err
+	}
+	answer, err := addChainResponse(sct)
+	if err != nil {
+		return nil, nil, fault.New(fault.Internal, "sct_invalid", err, textCTL)
+	}
+	return answer, entry, nil
+}
+
+// submit has the log promise to take cert and returns its SCT once it proved to cover of.
+func (ca *CA) submit(ctx context.Context, add func(context.Context, [][]byte) ([]byte, error), cert []byte, of logged) ([]byte, *timestampedEntry, error) {
 	limited, cancel := context.WithTimeout(ctx, ctTimeout)
 	defer cancel()
 	started := time.Now()
 	before := ca.opts.CT.LogKey()
-	sct, err := ca.opts.CT.AddPreChain(limited, append([][]byte{precert}, ca.chainDER...))
+	sct, err := add(limited, append([][]byte{cert}, ca.chainDER...))
 	if err != nil {
 		ca.metrics.ct("error", started)
 		if ctx.Err() != nil {
@@ -112,7 +148,7 @@ func (ca *CA) promise(ctx context.Context, t tbs, bare []byte) ([]byte, *timesta
 		}
 		return nil, nil, fault.New(fault.Unavailable, "ct_unavailable", err, textCTL)
 	}
-	entry, err := checkSCT(sct, ca.issuing.keyHash, bare, ca.opts.Now(), before, ca.opts.CT.LogKey())
+	entry, err := checkSCT(sct, of, ca.opts.Now(), before, ca.opts.CT.LogKey())
 	if err != nil {
 		ca.metrics.ct("bad_sct", started)
 		return nil, nil, fault.New(fault.Internal, "sct_invalid", err, textCTL)

@@ -1,0 +1,288 @@
+package records
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/attestry/attestry/internal/database"
+	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/pkg/ca"
+)
+
+const (
+	commitTime = 4 * time.Second // for one commit
+	waitTime   = 5 * time.Second // of a request for its commit
+	maxWaiting = 4096            // requests; more are answered at once
+	maxBatch   = 512             // requests that share a commit
+	pauseTime  = time.Second     // between attempts to write refusals while the database is away
+)
+
+// Store writes records; it is a ca.Recorder. One goroutine commits what waits, all of it at once: while a commit is under way
+// the next requests gather. Replicas on one database take turns.
+type Store struct {
+	db      *database.DB
+	opts    Options
+	metrics *metrics
+	wake    chan struct{} // one token: there is something to do
+	ended   chan struct{} // closed when run has ended
+
+	mu       sync.Mutex // guards the fields below
+	waiting  []*job
+	refusals refusals
+	paused   time.Time // no refusals are written before
+	failed   error     // of the last commit
+	closing  bool
+}
+
+// job is what one request waits for: exactly one of issued, reserve, release and probe is set.
+type job struct {
+	issued  *Issued
+	use     *ca.TokenUse // with issued: the token that is used up
+	reserve *ca.TokenUse
+	release *ca.TokenUse
+	probe   bool
+
+	err  error         // to be read after done
+	done chan struct{} // closed when it was decided
+}
+
+var errClosed = errors.New("the records are closed")
+
+// Issued implements ca.Recorder.
+func (s *Store) Issued(ctx context.Context, r *ca.Issuance) error {
+	return s.wait(ctx, &job{issued: newIssued(r), use: r.Use})
+}
+
+// Reserve implements ca.Recorder.
+func (s *Store) Reserve(ctx context.Context, u ca.TokenUse) (release func(), err error) {
+	release = func() { s.enqueue(&job{release: &u}) } // nobody waits; what is dropped ends with ca.HoldTime
+	if err := s.wait(ctx, &job{reserve: &u}); err != nil {
+		if reason := fault.ReasonOf(err); reason != reasonInUse && reason != reasonReplayed {
+			release() // it may have been reserved
+		}
+		return nil, err
+	}
+	return release, nil
+}
+
+// Refused implements ca.Recorder.
+func (s *Store) Refused(r *ca.Refusal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return
+	}
+	if !s.refusals.add(newRefused(r), r.Time) {
+		s.metrics.rows.WithLabelValues("left_out").Inc()
+	}
+	s.notify()
+}
+
+// Ready implements ca.Recorder. After a failure it writes, since a full disk can be read.
+func (s *Store) Ready(ctx context.Context) error {
+	s.mu.Lock()
+	failed := s.failed
+	s.mu.Unlock()
+	if failed != nil {
+		return s.wait(ctx, &job{probe: true})
+	}
+	ctx, cancel := context.WithTimeout(ctx, commitTime)
+	defer cancel()
+	var n int64
+	if err := s.db.QueryRowContext(ctx, `SELECT seq FROM heads WHERE name = $1`, issuedTable.name).Scan(&n); err != nil {
+		return unavailable(err, "the records cannot be read")
+	}
+	return nil
+}
+
+// Close writes what is queued, refusals too, and closes the database. Nobody may wait for anything any more.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	already := s.closing
+	s.closing = true
+	s.notify()
+	s.mu.Unlock()
+	if already {
+		return nil
+	}
+	<-s.ended
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.db.Close()
+	if s.refusals.waiting() {
+		err = errors.Join(err, errors.New("refusals could not be recorded: the database does not answer"))
+	}
+	return err
+}
+
+// notify wakes run; s.mu is held.
+func (s *Store) notify() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Store) enqueue(j *job) error {
+	j.done = make(chan struct{})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closing:
+		return unavailable(errClosed, "the CA is stopping")
+	case len(s.waiting) >= maxWaiting:
+		return unavailable(nil, "too much waits for the records")
+	}
+	s.waiting = append(s.waiting, j)
+	s.notify()
+	return nil
+}
+
+// wait queues j and returns its outcome, or leaves after a while: what is not under way by then is dropped.
+func (s *Store) wait(ctx context.Context, j *job) error {
+	if err := s.enqueue(j); err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, waitTime)
+	defer cancel()
+	select {
+	case <-j.done:
+		return j.err
+	case <-limited.Done():
+	}
+	s.mu.Lock()
+	s.waiting = slices.DeleteFunc(s.waiting, func(other *job) bool { return other == j })
+	s.mu.Unlock()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return unavailable(limited.Err(), "the records could not be written in time")
+}
+
+// run commits until Close.
+func (s *Store) run() {
+	defer close(s.ended)
+	for range s.wake {
+		s.mu.Lock()
+		last := s.closing // whatever comes now is refused
+		s.mu.Unlock()
+		for s.step() {
+		}
+		if last {
+			return
+		}
+	}
+}
+
+// step commits one batch of each kind and tells whether there was any.
+func (s *Store) step() bool {
+	s.mu.Lock()
+	n := min(len(s.waiting), maxBatch)
+	jobs := slices.Clone(s.waiting[:n])
+	s.waiting = slices.Delete(s.waiting, 0, n)
+	var refused []*Refused
+	if now := s.opts.Now(); s.closing || !now.Before(s.paused) || s.paused.Sub(now) > pauseTime { // the clock may go back
+		refused = s.refusals.take(now, s.closing)
+	}
+	s.mu.Unlock()
+	if n > 0 {
+		s.decide(jobs)
+	}
+	if len(refused) > 0 {
+		s.refuse(refused)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.waiting) > 0
+}
+
+// decide commits jobs and tells those who wait.
+func (s *Store) decide(jobs []*job) {
+	var outcomes []error
+	err := s.commit(func(ctx context.Context, tx *sql.Tx) (err error) {
+		outcomes, err = s.apply(ctx, tx, jobs)
+		return err
+	})
+	issued := 0
+	for i, j := range jobs {
+		if err != nil {
+			j.err = unavailable(err, "the records could not be written")
+		} else if j.err = outcomes[i]; j.err == nil && j.issued != nil {
+			issued++
+		}
+		close(j.done)
+	}
+	s.metrics.rows.WithLabelValues("issued").Add(float64(issued))
+}
+
+// refuse commits refusals, or puts them back.
+func (s *Store) refuse(rows []*Refused) {
+	err := s.commit(func(ctx context.Context, tx *sql.Tx) error {
+		head, err := lockHead(ctx, tx, s.db.Engine(), refusedTable)
+		if err != nil {
+			return err
+		}
+		return appendRows(ctx, tx, refusedTable, head, rows)
+	})
+	// An unknown outcome is not tried again: it could stand there twice, and two rows that are one request mislead more than none.
+	if err == nil || database.Unsure(err) {
+		s.metrics.rows.WithLabelValues("refused").Add(float64(len(rows)))
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refusals.back(rows)
+	s.paused = s.opts.Now().Add(pauseTime)
+}
+
+// commit runs do in a transaction, twice when nothing took effect the first time, and remembers how that went.
+func (s *Store) commit(do func(context.Context, *sql.Tx) error) (err error) {
+	for range 2 {
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(context.Background(), commitTime)
+		err = s.db.Transact(ctx, func(tx *sql.Tx) error { return do(ctx, tx) })
+		cancel()
+		s.metrics.commit(err, began)
+		if !database.Retryable(err) {
+			break
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err != nil && s.failed == nil:
+		s.opts.Logger.Error("the CA's records cannot be written: no certificate is issued", "database", s.db.String(), "err", err)
+	case err == nil && s.failed != nil:
+		s.opts.Logger.Info("the CA's records are written again", "database", s.db.String())
+	}
+	s.failed = err
+	return err
+}
+
+// apply does all jobs in tx. An error is of all; outcomes are of each.
+func (s *Store) apply(ctx context.Context, tx *sql.Tx, jobs []*job) (outcomes []error, err error) {
+	head, err := lockHead(ctx, tx, s.db.Engine(), issuedTable)
+	if err != nil {
+		return nil, err
+	}
+	outcomes = make([]error, len(jobs))
+	if err := s.applyTokens(ctx, tx, jobs, outcomes); err != nil {
+		return nil, err
+	}
+	var rows []*Issued
+	for i, j := range jobs {
+		if j.issued != nil && outcomes[i] == nil {
+			rows = append(rows, j.issued)
+		}
+	}
+	if len(rows) == 0 {
+		// A probe is a write, too.
+		_, err := tx.ExecContext(ctx, `UPDATE heads SET seq = $1 WHERE name = $2`, head.Seq, issuedTable.name)
+		return outcomes, err
+	}
+	return outcomes, appendRows(ctx, tx, issuedTable, head, rows)
+}
