@@ -7,6 +7,7 @@ func newCA() *cobra.Command {
 	cmd.AddCommand(
 		newCACSR(),
 		newCAInstall(),
+		newCAIssued(),
 		newCAExplain(),
 		newCATest(),
 	)

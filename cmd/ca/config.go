@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/attestry/attestry/internal/config"
@@ -13,7 +14,11 @@ import (
 
 const (
 	ctRequired = "required"
+	ctDetached = "detached"
 	ctDisabled = "disabled"
+
+	recordsRequired = "required"
+	recordsOff      = "off"
 )
 
 // serverConfig is the YAML file of ca.
@@ -37,12 +42,24 @@ type serverConfig struct {
 	// TokenLeeway is how long after its exp a token still counts. Default 0s, at most 5m.
 	TokenLeeway time.Duration `mapstructure:"token-leeway"`
 
-	// CTMode is required (default) or disabled. Without SCTs clients refuse the certificates by default.
+	// CTMode is required (default), detached or disabled. Detached SCTs stand beside the certificate, which is signed before it
+	// is logged: few clients take them. Without SCTs clients refuse the certificates by default.
 	CTMode string `mapstructure:"ct-mode"`
 	// CTURL is the base of the CT log, to which /ct/v1/add-pre-chain is added. Required unless disabled.
 	CTURL string `mapstructure:"ct-url"`
 	// CTPublicKeyFile has the log's key as PEM. SCTs of another key are refused. Required unless disabled.
 	CTPublicKeyFile string `mapstructure:"ct-public-key-file"`
+
+	// Database keeps the records of what was issued and refused: sqlite:PATH for one process, or postgres://user@host/database,
+	// which several replicas share.
+	Database string `mapstructure:"database"`
+	// DatabasePasswordFile holds the password of a PostgreSQL database.
+	DatabasePasswordFile string `mapstructure:"database-password-file"`
+	// Records is required or off. Required: no certificate leaves before its record is durable. Default: required with a
+	// database, off without.
+	Records string `mapstructure:"records"`
+	// OneTimeTokens gives each identity token one certificate. Needs records.
+	OneTimeTokens bool `mapstructure:"one-time-tokens"`
 
 	// Lifetime of certificates, 1m to 1h. Default 10m.
 	Lifetime time.Duration `mapstructure:"lifetime"`
@@ -86,7 +103,7 @@ func (c *serverConfig) Validate() error {
 		p.Addf("issuer-file is required: there is no default, a private CA trusts nobody by itself")
 	}
 	switch c.CTMode {
-	case ctRequired:
+	case ctRequired, ctDetached:
 		if c.CTURL == "" {
 			p.Addf("ct-url is required: the base URL of the CT log, or ct-mode: disabled")
 		}
@@ -98,8 +115,9 @@ func (c *serverConfig) Validate() error {
 			p.Addf("ct-url and ct-public-key-file contradict ct-mode: disabled")
 		}
 	default:
-		p.Addf("ct-mode %q is neither required nor disabled", c.CTMode)
+		p.Addf("ct-mode %q is not one of required, detached, disabled", c.CTMode)
 	}
+	c.validateRecords(&p)
 	if c.TokenLeeway < 0 || c.TokenLeeway > 5*time.Minute {
 		p.Addf("token-leeway %v is not between 0s and 5m", c.TokenLeeway)
 	}
@@ -113,6 +131,26 @@ func (c *serverConfig) Validate() error {
 		p.Addf("max-in-flight %d is not positive", c.MaxInFlight)
 	}
 	return p.Err()
+}
+
+func (c *serverConfig) validateRecords(p *config.Problems) {
+	switch {
+	case c.Records != "" && c.Records != recordsRequired && c.Records != recordsOff:
+		p.Addf("records %q is neither required nor off", c.Records)
+	case c.Records == recordsRequired && c.Database == "":
+		p.Addf("records: required needs a database: sqlite:PATH or postgres://user@host/database")
+	case c.Records == recordsOff && c.Database != "":
+		p.Addf("database contradicts records: off")
+	}
+	if c.DatabasePasswordFile != "" && !strings.HasPrefix(c.Database, "postgres") {
+		p.Addf("database-password-file without a PostgreSQL database")
+	}
+	switch {
+	case c.OneTimeTokens && c.Database == "":
+		p.Addf("one-time-tokens needs a database: what was used is remembered there")
+	case c.OneTimeTokens && c.CTMode == ctDetached:
+		p.Addf("one-time-tokens contradicts ct-mode: detached: a certificate that was logged and not answered could be had from the log")
+	}
 }
 
 // loadConfig reads -config FILE, or CA_CONFIG.

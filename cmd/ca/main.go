@@ -23,6 +23,7 @@ import (
 	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/ca"
 	"github.com/attestry/attestry/pkg/ca/identity"
+	"github.com/attestry/attestry/pkg/ca/records"
 )
 
 func main() {
@@ -37,7 +38,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, args []string, stderr io.Writer) error {
+func run(ctx context.Context, args []string, stderr io.Writer) (result error) {
 	cfg, err := loadConfig(args, stderr) // flag, then file, then CA_* environment; validated
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
@@ -52,6 +53,16 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	opts.Logger, opts.Registerer = logger, reg
 	if opts.Identity, err = identity.New(identity.Options{Config: issuers, Leeway: cfg.TokenLeeway, Logger: logger, Registry: reg}); err != nil {
 		return fmt.Errorf("issuer-file: %w", err)
+	}
+	if cfg.Database == "" {
+		logger.Warn("there is no database: certificates leave no record but these lines")
+	} else {
+		store, err := records.Open(ctx, records.Options{URI: cfg.Database, PasswordFile: cfg.DatabasePasswordFile, Logger: logger, Registerer: reg})
+		if err != nil {
+			return fmt.Errorf("database: %w", err)
+		}
+		defer func() { result = errors.Join(result, store.Close()) }()
+		opts.Recorder = store
 	}
 	if opts.CTDisabled {
 		logger.Warn("ct-mode is disabled: certificates carry no SCT and clients will refuse them unless told otherwise")
@@ -94,7 +105,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 func (c *serverConfig) open() (ca.Options, *identity.Config, error) {
 	o := ca.Options{
 		Lifetime: c.Lifetime, Backdate: c.Backdate, Algorithms: c.ClientAlgorithms, AuditSubject: c.AuditSubject,
-		CTDisabled: c.CTMode == ctDisabled,
+		CTDisabled: c.CTMode == ctDisabled, CTDetached: c.CTMode == ctDetached, OneTimeTokens: c.OneTimeTokens,
 	}
 	var errs []error
 	add := func(key string, err error) {

@@ -36,7 +36,7 @@ func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata/script",
 		Setup: func(env *testscript.Env) error { return setup(t, env, idp) },
-		Cmds:  map[string]func(*testscript.TestScript, bool, []string){"await": await, "post": post},
+		Cmds:  map[string]func(*testscript.TestScript, bool, []string){"await": await, "get": get, "post": post},
 	})
 }
 
@@ -136,6 +136,16 @@ func await(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		<-time.After(10 * time.Millisecond)
 	}
+}
+
+// get URL OUT stores what URL answers in OUT.
+func get(ts *testscript.TestScript, _ bool, args []string) {
+	resp, err := http.Get(args[0])
+	ts.Check(err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), body, 0o600))
 }
 
 // post URL TOKENFILE IN OUT sends a request with a bearer token and stores the answer: in OUT,

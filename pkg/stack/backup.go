@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/attestry/attestry/internal/durable"
+	"github.com/attestry/attestry/pkg/ca/records"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/tiles"
 )
@@ -93,6 +94,9 @@ func Backup(ctx context.Context, o BackupOptions) (*BackedUp, error) {
 		if err := b.log(ctx, s); err != nil {
 			return nil, fmt.Errorf("backing up log %s: %w", s.Label, err)
 		}
+	}
+	if err := b.records(ctx); err != nil {
+		return nil, err
 	}
 	if err := b.others(ctx); err != nil {
 		return nil, err
@@ -270,6 +274,31 @@ func (b *backup) rows(ctx context.Context, from, dir string, size uint64) error 
 	if err := log.SnapshotRows(ctx, from, target, size); err != nil {
 		return err
 	}
+	return b.made(name, target)
+}
+
+// records stores those of the CA, if there are any: after the logs, so that each certificate in the CT log that was answered has its record.
+func (b *backup) records(ctx context.Context) error {
+	from := recordsFile(b.Root)
+	if _, err := os.Lstat(from); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	name, err := b.rel(from)
+	if err != nil {
+		return err
+	}
+	target, err := b.target(name)
+	if err != nil {
+		return err
+	}
+	if err := records.Snapshot(ctx, from, target); err != nil {
+		return err
+	}
+	return b.made(name, target)
+}
+
+// made adds a file that was written to its place in the backup.
+func (b *backup) made(name, target string) error {
 	f, err := os.Open(target)
 	if err != nil {
 		return err
@@ -387,10 +416,13 @@ func (b *backup) inRoot(file string) (bool, error) {
 	return err == nil && filepath.IsLocal(rel), nil
 }
 
-// leftOut tells what is no part of a backup: the fence, whatever its place; what a start makes again; what log has stored; and
+// leftOut tells what is no part of a backup: the fence, whatever its place; what a start makes again; what log and records have stored; and
 // temporary files.
 func (b *backup) leftOut(name, file string) bool {
 	base := path.Base(name)
+	if strings.HasPrefix(name, "ca/records.db") {
+		return true
+	}
 	switch name {
 	case "client", "fence", "lock":
 		return true

@@ -56,7 +56,7 @@ func (s *Stack) openCA(m *material) (*ca.CA, error) {
 		return nil, err
 	}
 	return ca.New(ca.Options{
-		Signer: m.ca, Chain: m.cas.CAs[m.cas.Issuing].certs, OtherChains: m.cas.others(), Identity: verifier, CT: s.logs.CT(),
+		Signer: m.ca, Chain: m.cas.CAs[m.cas.Issuing].certs, OtherChains: m.cas.others(), Identity: verifier, CT: s.logs.CT(), Recorder: s.records,
 		Now: s.opts.Now, Logger: s.opts.Logger, Registerer: s.opts.Registerer,
 	})
 }

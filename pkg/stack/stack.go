@@ -24,6 +24,7 @@ import (
 	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/internal/issuer"
 	"github.com/attestry/attestry/pkg/ca"
+	"github.com/attestry/attestry/pkg/ca/records"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/entry"
 	"github.com/attestry/attestry/pkg/log/witness"
@@ -70,6 +71,7 @@ type Stack struct {
 	publisher *trust.Publisher
 	issuer    *issuer.Provider // nil when it is off
 	ca        *ca.CA
+	records   *records.Store // of the CA
 	tsa       *tsa.Authority
 	handler   http.Handler
 
@@ -77,6 +79,11 @@ type Stack struct {
 
 	publishing sync.Mutex // held while trust material and files for clients are written
 }
+
+// RecordsURI is the database of the CA's records in an instance's directory.
+func RecordsURI(dir string) string { return "sqlite:" + recordsFile(dir) }
+
+func recordsFile(dir string) string { return filepath.Join(dir, "ca", "records.db") }
 
 // ctShard names the first CT log in its paths.
 const ctShard = "main"
@@ -110,7 +117,7 @@ func Open(ctx context.Context, opts Options) (s *Stack, err error) {
 	if err := finished(opts.Dir); err != nil {
 		return s, err
 	}
-	for _, dir := range []string{opts.Dir, filepath.Join(opts.Dir, "keys"), filepath.Join(opts.Dir, "trust")} {
+	for _, dir := range []string{opts.Dir, filepath.Join(opts.Dir, "keys"), filepath.Join(opts.Dir, "trust"), filepath.Join(opts.Dir, "ca")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return s, fmt.Errorf("making the data directory: %w", err)
 		}
@@ -128,6 +135,9 @@ func Open(ctx context.Context, opts Options) (s *Stack, err error) {
 		return s, err
 	}
 	if err := s.openIssuer(s.material); err != nil {
+		return s, err
+	}
+	if s.records, err = records.Open(ctx, records.Options{URI: RecordsURI(opts.Dir), Logger: opts.Logger, Registerer: opts.Registerer, Now: opts.Now}); err != nil {
 		return s, err
 	}
 	if err := s.publish(ctx); err != nil {
@@ -238,6 +248,9 @@ func (s *Stack) Close() error {
 	var errs []error
 	if s.publisher != nil {
 		errs = append(errs, s.publisher.Close())
+	}
+	if s.records != nil {
+		errs = append(errs, s.records.Close())
 	}
 	if s.logs != nil {
 		errs = append(errs, s.logs.Close())

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/attestry/attestry/internal/database"
@@ -136,7 +137,7 @@ func lockHead(ctx context.Context, tx *sql.Tx, engine database.Engine, t table) 
 }
 
 // appendRows chains rows to the head and inserts them.
-func appendRows[R row](ctx context.Context, tx *sql.Tx, t table, head Head, rows []R) error {
+func appendRows[R row](ctx context.Context, tx *sql.Tx, engine database.Engine, t table, head Head, rows []R) error {
 	values := make([][]any, len(rows))
 	for i, r := range rows {
 		var err error
@@ -145,7 +146,11 @@ func appendRows[R row](ctx context.Context, tx *sql.Tx, t table, head Head, rows
 		}
 		values[i] = plain(r.fields())
 	}
-	if err := insert(ctx, tx, `INSERT INTO `+t.name+` (`+t.columns+`) VALUES `, values); err != nil {
+	perStatement := 1 // SQLite's driver looks each $n up in a list of all, and a statement of several rows keeps a journal of its own
+	if engine == database.PostgreSQL {
+		perStatement = 64 // a statement is a round trip
+	}
+	if err := insert(ctx, tx, perStatement, `INSERT INTO `+t.name+` (`+t.columns+`) VALUES `, values); err != nil {
 		return err
 	}
 	_, err := tx.ExecContext(ctx, `UPDATE heads SET seq = $1, hash = $2 WHERE name = $3`, head.Seq, head.Hash, t.name)
@@ -164,27 +169,20 @@ func plain(fields []any) []any {
 	return fields
 }
 
-// rowsPerStatement is how many rows one statement carries. SQLite's driver looks each $n up in a list of all, so that the
-// cost of long statements grows with the square of their length; for PostgreSQL a statement is a round trip.
-const rowsPerStatement = 16
-
-// insert runs statements of up to rowsPerStatement rows each.
-func insert(ctx context.Context, tx *sql.Tx, before string, values [][]any) (err error) {
+// insert runs statements of up to perStatement rows each.
+func insert(ctx context.Context, tx *sql.Tx, perStatement int, before string, values [][]any) (err error) {
 	var full *sql.Stmt
-	for len(values) > 0 {
-		chunk := values[:min(len(values), rowsPerStatement)]
-		values = values[len(chunk):]
-		args := flat(chunk)
-		if full == nil && len(values) >= rowsPerStatement {
-			if full, err = tx.PrepareContext(ctx, before+placeholders(len(chunk), len(chunk[0]))); err != nil {
-				return err
-			}
-			defer full.Close()
-		}
-		if full != nil && len(chunk) == rowsPerStatement {
-			_, err = full.ExecContext(ctx, args...)
+	for chunk := range slices.Chunk(values, perStatement) {
+		if len(chunk) < perStatement || len(values) == len(chunk) {
+			_, err = tx.ExecContext(ctx, before+placeholders(len(chunk), len(chunk[0])), flat(chunk)...)
 		} else {
-			_, err = tx.ExecContext(ctx, before+placeholders(len(chunk), len(chunk[0])), args...)
+			if full == nil {
+				if full, err = tx.PrepareContext(ctx, before+placeholders(len(chunk), len(chunk[0]))); err != nil {
+					return err
+				}
+				defer full.Close()
+			}
+			_, err = full.ExecContext(ctx, flat(chunk)...)
 		}
 		if err != nil {
 			return err

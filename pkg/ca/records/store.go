@@ -29,6 +29,7 @@ type Store struct {
 	metrics *metrics
 	wake    chan struct{} // one token: there is something to do
 	ended   chan struct{} // closed when run has ended
+	swept   time.Time     // tokens were forgotten last; run's alone
 
 	mu       sync.Mutex // guards the fields below
 	waiting  []*job
@@ -226,7 +227,7 @@ func (s *Store) refuse(rows []*Refused) {
 		if err != nil {
 			return err
 		}
-		return appendRows(ctx, tx, refusedTable, head, rows)
+		return appendRows(ctx, tx, s.db.Engine(), refusedTable, head, rows)
 	})
 	// An unknown outcome is not tried again: it could stand there twice, and two rows that are one request mislead more than none.
 	if err == nil || database.Unsure(err) {
@@ -284,5 +285,5 @@ func (s *Store) apply(ctx context.Context, tx *sql.Tx, jobs []*job) (outcomes []
 		_, err := tx.ExecContext(ctx, `UPDATE heads SET seq = $1 WHERE name = $2`, head.Seq, issuedTable.name)
 		return outcomes, err
 	}
-	return outcomes, appendRows(ctx, tx, issuedTable, head, rows)
+	return outcomes, appendRows(ctx, tx, s.db.Engine(), issuedTable, head, rows)
 }

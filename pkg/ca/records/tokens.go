@@ -15,8 +15,9 @@ import (
 const (
 	// keepTime is how long a token is remembered after its end: a clock that is set back by less makes no token new.
 	keepTime  = 2 * time.Hour
-	maxSweep  = 1000 // rows that one commit forgets
-	perTokens = 32   // tokens in one statement
+	sweepTime = time.Minute // between commits that forget
+	maxSweep  = 100_000     // rows that one of them forgets
+	perTokens = 32          // tokens in one statement
 
 	reasonInUse    = "token_in_use"
 	reasonReplayed = "replayed"
@@ -56,9 +57,10 @@ func (s *Store) applyTokens(ctx context.Context, tx *sql.Tx, jobs []*job, outcom
 	if err := useUp(ctx, tx, jobs, use, outcomes); err != nil {
 		return err
 	}
-	if len(reserve) == 0 {
+	if since := now.Sub(s.swept); len(reserve) == 0 || since >= 0 && since < sweepTime {
 		return nil
 	}
+	s.swept = now
 	_, err := tx.ExecContext(ctx, `DELETE FROM tokens WHERE token IN (SELECT token FROM tokens WHERE expires < $1 LIMIT $2)`,
 		now.Add(-keepTime).UnixMilli(), maxSweep)
 	return err
