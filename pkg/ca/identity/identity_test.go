@@ -48,6 +48,12 @@ func TestATokenIsTheSameInEveryForm(t *testing.T) {
 	if want := c.now().Add(2 * time.Minute); !first.Expires.Equal(want) || first.Subject != "alice-id" {
 		t.Errorf("expires %s, want %s; subject %s", first.Expires, want, first.Subject)
 	}
+	own := emailIssuer(p)
+	own.ClockLeeway = new(time.Duration)
+	*own.ClockLeeway = 3 * time.Minute
+	if got, err := verifier(t, c, own).Verify(context.Background(), token); err != nil || !got.Expires.Equal(c.now().Add(4*time.Minute)) {
+		t.Errorf("with a leeway of the issuer's own: %v, %v", got, err)
+	}
 	other := verify(twin(t, token, p.PrivateKey("es").(*ecdsa.PrivateKey)))
 	if other.Fingerprint == first.Fingerprint || other.TokenID != first.TokenID {
 		t.Error("a token with its signature's twin counts as another token")

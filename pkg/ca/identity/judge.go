@@ -79,7 +79,7 @@ func (v *Verifier) judge(ctx context.Context, e Evidence, x *Explanation) (*Prin
 		return nil, j.refusal
 	}
 	expires, _, _ := c.date("exp") // it was looked at above
-	p.Expires = expires.Add(v.opts.Leeway)
+	p.Expires = expires.Add(v.leeway(t))
 	var see func(*compiledRule, bool, error, bool)
 	if x != nil {
 		x.principal(t, c, p)

@@ -191,6 +191,14 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error)
 	return v.judge(ctx, Evidence{Token: token}, nil)
 }
 
+// leeway is how long after its exp a token of t still counts.
+func (v *Verifier) leeway(t *trusted) time.Duration {
+	if t.issuer.ClockLeeway != nil {
+		return *t.issuer.ClockLeeway
+	}
+	return v.opts.Leeway
+}
+
 func (v *Verifier) find(iss string) *trusted {
 	if t := v.exact[iss]; t != nil {
 		return t
@@ -298,11 +306,7 @@ func (v *Verifier) checkTimes(t *trusted, c claims) error {
 	if !ok {
 		return missing("exp")
 	}
-	leeway := v.opts.Leeway
-	if t.issuer.ClockLeeway != nil {
-		leeway = *t.issuer.ClockLeeway
-	}
-	if expiry.Add(leeway).Before(now) {
+	if expiry.Add(v.leeway(t)).Before(now) {
 		return fault.New(fault.Unauthentic, ReasonExpired, nil, "the token expired at %s, it is %s", stamp(expiry), stamp(now))
 	}
 	for _, name := range []string{"nbf", "iat"} {
