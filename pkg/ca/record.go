@@ -48,7 +48,7 @@ type Issuance struct {
 	OIDCIssuer  string    // the token's iss
 	Subject     string    // the token's sub
 	Token       [32]byte  // fingerprint, as in the log lines
-	Rule        string    // that allowed it; "" without rules
+	Rule        string    // that allowed it; "" when none matched
 	KeyID       [32]byte  // SHA-256 of the certified key's SubjectPublicKeyInfo
 	Certificate [32]byte  // SHA-256 of the certificate's DER
 	IssuingCert [32]byte  // SHA-256 of the issuing certificate's DER
@@ -78,7 +78,7 @@ type Refusal struct {
 
 func (ca *CA) issuance(req Request, p *identity.Principal, key keyInfo) *Issuance {
 	return &Issuance{
-		Identity: p.SAN.Value, OIDCIssuer: p.OIDCIssuer, Subject: p.Subject, Token: p.Fingerprint, RequestID: req.ID,
+		Identity: p.SAN.Value, OIDCIssuer: p.OIDCIssuer, Subject: p.Subject, Token: p.Fingerprint, Rule: p.Rule, RequestID: req.ID,
 		KeyID: sha256.Sum256(key.spki), IssuingCert: sha256.Sum256(ca.opts.Chain[0].Raw),
 	}
 }

@@ -86,7 +86,9 @@ func TestACertificateIsRecordedBeforeItLeaves(t *testing.T) {
 	for name, extensions := range map[string]ct.CTExtensions{"a log without extensions": nil, "a log that names the index": {0, 0, 5, 1, 0, 0, 0, 7}} {
 		t.Run(name, func(t *testing.T) {
 			var uri string
-			w := newWorld(t, recorded(&uri))
+			w := newWorld(t, recorded(&uri), func(_ *world, _ *ca.Options, i *identity.Issuer) {
+				i.Rules, i.RulesDefault = []identity.Rule{{Name: "alice-signs", Allow: `claims.sub == "alice-id"`}}, "deny"
+			})
 			w.log.entry = func(e *ct.LogEntry) { e.Leaf.TimestampedEntry.Extensions = extensions }
 			key := newClientKey(t, "P-256")
 			r := w.post("/api/v2/signingCert", w.token(), v2Body(t, key, "alice-id"), "X-Request-Id", "req-42")
@@ -102,7 +104,7 @@ func TestACertificateIsRecordedBeforeItLeaves(t *testing.T) {
 			want := records.Issued{
 				Seq: 1, Time: w.clock().UTC().Format("2006-01-02T15:04:05.000Z"), Serial: fmt.Sprintf("%x", leaf.SerialNumber),
 				NotAfter: leaf.NotAfter.UTC().Format("2006-01-02T15:04:05.000Z"), Identity: "alice@example.com", Issuer: w.idp.URL, Subject: "alice-id",
-				Token: rows[0].Token, Key: h(key.der(t)), Certificate: h(leaf.Raw), IssuingCert: h(w.chain[0].Raw),
+				Token: rows[0].Token, Rule: "alice-signs", Key: h(key.der(t)), Certificate: h(leaf.Raw), IssuingCert: h(w.chain[0].Raw),
 				CTLog: h(clientKey{signer: w.log.key}.der(t)), CTLeaf: hex.EncodeToString(w.log.leaves[0][:]), CTIndex: -1, RequestID: "req-42", Hash: rows[0].Hash,
 			}
 			if extensions != nil {
