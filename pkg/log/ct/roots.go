@@ -11,8 +11,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"sync"
 	"time"
+
+	"github.com/attestry/attestry/internal/reload"
 )
 
 // maxRootsFile bounds a file of roots, bytes. The largest public stores have a few hundred KiB.
@@ -110,88 +111,66 @@ func readRootsFile(path string) ([]byte, error) {
 	return text, nil
 }
 
-// RootsWatcher keeps the accepted roots of handlers equal to a PEM file. It compares contents: a
-// file replaced in place or by a rename, a symbolic link turned elsewhere and a directory
-// exchanged above it, as Kubernetes does it, are all the same to it.
+// RootsWatcher keeps the accepted roots of handlers equal to a PEM file, see internal/reload.
 type RootsWatcher struct {
 	path     string
 	handlers []*Handler
 	logger   *slog.Logger
-
-	mu      sync.Mutex // guards what follows, held while the file is taken over
-	inForce [32]byte   // SHA-256 of the content that the handlers have; zero before the first
-	problem string     // why the present file was refused; empty when it was not
+	watcher  *reload.Watcher
 }
 
 // NewRootsWatcher watches path for handlers, whose roots it sets at the first Reload.
 func NewRootsWatcher(path string, logger *slog.Logger, handlers ...*Handler) *RootsWatcher {
-	return &RootsWatcher{path: path, handlers: handlers, logger: logger}
+	w := &RootsWatcher{path: path, handlers: handlers, logger: logger}
+	w.watcher = reload.New(reload.Options{Load: w.load, Report: w.report})
+	return w
 }
 
 // Run reloads at each tick until ctx ends or ticks is closed. An error is reported by Reload and
 // the next tick tries again.
 func (w *RootsWatcher) Run(ctx context.Context, ticks <-chan time.Time) {
-	for {
-		select {
-		case _, ok := <-ticks:
-			if !ok {
-				return
-			}
-			_ = w.Reload() // logged and counted there
-		case <-ctx.Done():
-			return
-		}
-	}
+	w.watcher.Run(ctx, ticks)
 }
 
 // Reload takes the file over if it has changed. While the file is wrong or unreadable, the roots
 // in force stay, an error line says once why, and attestry_ct_roots_file_bad is 1.
-func (w *RootsWatcher) Reload() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	err := w.takeOver()
-	if err == nil {
-		if w.problem != "" {
-			w.logger.Info("ct accepted roots file is good again", "file", w.path)
-			w.problem = ""
-		}
-		for _, h := range w.handlers {
-			h.metrics.rootsFile(true)
+func (w *RootsWatcher) Reload() error { return w.watcher.Reload() }
+
+func (w *RootsWatcher) load(reading func(string)) (func() error, error) {
+	reading(w.path)
+	roots, err := ReadRoots(w.path)
+	if err != nil {
+		return nil, err
+	}
+	return func() error {
+		for _, h := range w.handlers { // what one refuses, the first refuses
+			if err := h.SetRoots(roots); err != nil {
+				return fmt.Errorf("reading accepted roots from %s: %w", w.path, err)
+			}
 		}
 		return nil
-	}
-	for _, h := range w.handlers {
-		h.metrics.rootsFile(false)
-	}
-	if text := err.Error(); text != w.problem {
-		w.problem = text
-		w.logger.Error("ct accepted roots file refused; the roots before it stay in force", "file", w.path, "err", err)
-		for _, h := range w.handlers {
-			h.metrics.reloaded("refused")
-		}
-	}
-	return err
+	}, nil
 }
 
-func (w *RootsWatcher) takeOver() error {
-	text, err := readRootsFile(w.path)
-	if err != nil {
-		return err
+func (w *RootsWatcher) report(o reload.Outcome, err error) {
+	switch o {
+	case reload.Taken:
+		w.count(true, "taken")
+	case reload.Refused:
+		w.logger.Error("ct accepted roots file refused; the roots before it stay in force", "file", w.path, "err", err)
+		w.count(false, "refused")
+	case reload.Recovered:
+		w.logger.Info("ct accepted roots file is good again", "file", w.path)
+		w.count(true, "")
 	}
-	sum := sha256.Sum256(text)
-	if sum == w.inForce {
-		return nil
-	}
-	roots, err := ParseRoots(text)
-	if err != nil {
-		return fmt.Errorf("reading accepted roots from %s: %w", w.path, err)
-	}
-	for _, h := range w.handlers { // what one refuses, the first refuses
-		if err := h.SetRoots(roots); err != nil {
-			return fmt.Errorf("reading accepted roots from %s: %w", w.path, err)
+}
+
+// count shows whether the file is good, and what became of a reload unless that is "".
+func (w *RootsWatcher) count(good bool, result string) {
+	for _, h := range w.handlers {
+		h.metrics.rootsFile(good)
+		if result != "" {
+			h.metrics.reloaded(result)
 		}
-		h.metrics.reloaded("taken")
 	}
-	w.inForce = sum
-	return nil
 }
