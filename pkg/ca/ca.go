@@ -14,6 +14,8 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -61,6 +63,15 @@ type Options struct {
 
 // CA issues certificates. It is safe for concurrent use.
 type CA struct {
+	current atomic.Pointer[snapshot]
+	metrics *metrics
+
+	reloading sync.Mutex // held from the reading of current to its replacement
+}
+
+// snapshot is a CA as one set of options makes it, and never changes. A request is handled by the
+// same one from its token to its certificate, so that no reload gives it the key of one chain and the names of another.
+type snapshot struct {
 	opts      Options
 	issuing   *issuing
 	permitted map[algorithm]bool
@@ -83,6 +94,37 @@ func New(o Options) (*CA, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	s, err := newSnapshot(o)
+	if err != nil {
+		return nil, err
+	}
+	ca := &CA{}
+	if s.metrics, err = newMetrics(o.Registerer, ca, o.Now); err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	ca.metrics = s.metrics
+	ca.current.Store(s)
+	return ca, nil
+}
+
+// Reload replaces what New was given, in one step and after the same checks; requests under way end
+// with what they began with. When it returns an error nothing has changed. Now, Rand, Logger, Registerer and Recorder stay those of New.
+func (ca *CA) Reload(o Options) error {
+	ca.reloading.Lock()
+	defer ca.reloading.Unlock()
+	before := ca.current.Load()
+	o.Now, o.Rand, o.Logger, o.Registerer, o.Recorder = before.opts.Now, before.opts.Rand, before.opts.Logger, before.opts.Registerer, before.opts.Recorder
+	s, err := newSnapshot(o)
+	if err != nil {
+		return err
+	}
+	s.metrics = ca.metrics
+	ca.current.Store(s)
+	return nil
+}
+
+// newSnapshot returns a snapshot that has all but its metrics.
+func newSnapshot(o Options) (*snapshot, error) {
 	if o.Lifetime == 0 {
 		o.Lifetime = defaultLifetime
 	}
@@ -110,7 +152,7 @@ func New(o Options) (*CA, error) {
 	if err := CheckChain(o.Chain, o.Signer.Public(), o.Now()); err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
-	ca := &CA{opts: o, logger: o.Logger, notAfter: o.Chain[0].NotAfter}
+	ca := &snapshot{opts: o, logger: o.Logger, notAfter: o.Chain[0].NotAfter}
 	var err error
 	if ca.permitted, err = permitted(o.Algorithms); err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
@@ -135,9 +177,6 @@ func New(o Options) (*CA, error) {
 	}
 	if err := ca.issuing.selfTest(o.Rand); err != nil {
 		return nil, fmt.Errorf("ca: test signature: %w", err)
-	}
-	if ca.metrics, err = newMetrics(o.Registerer, ca.notAfter, o.Now); err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
 	}
 	return ca, nil
 }
@@ -165,15 +204,16 @@ func sumSPKI(cert *x509.Certificate) [32]byte { return sha256.Sum256(cert.RawSub
 // Ready returns nil while certificates can be issued: the chain is valid now, records can be written, and the CT log,
 // where it can tell, takes entries. Issuers that are down do not count.
 func (ca *CA) Ready(ctx context.Context) error {
-	if _, _, err := ca.window(); err != nil {
+	s := ca.current.Load()
+	if _, _, err := s.window(); err != nil {
 		return err
 	}
-	if ca.opts.Recorder != nil {
-		if err := ca.opts.Recorder.Ready(ctx); err != nil {
+	if s.opts.Recorder != nil {
+		if err := s.opts.Recorder.Ready(ctx); err != nil {
 			return err
 		}
 	}
-	if log, ok := ca.opts.CT.(interface{ Ready(context.Context) error }); ok {
+	if log, ok := s.opts.CT.(interface{ Ready(context.Context) error }); ok {
 		return log.Ready(ctx)
 	}
 	return nil
@@ -181,7 +221,7 @@ func (ca *CA) Ready(ctx context.Context) error {
 
 // window returns the validity of a certificate issued now: never beyond the chain's, and an
 // error when the chain is not valid now (upstream issues from an expired intermediate).
-func (ca *CA) window() (notBefore, notAfter time.Time, err error) {
+func (ca *snapshot) window() (notBefore, notAfter time.Time, err error) {
 	now := ca.opts.Now().UTC().Truncate(time.Second)
 	notBefore = now.Add(-ca.opts.Backdate)
 	if notBefore.Before(ca.notBefore) {
@@ -199,7 +239,7 @@ func (ca *CA) window() (notBefore, notAfter time.Time, err error) {
 }
 
 // audit writes the line that joins a certificate to its token and to its log entry.
-func (ca *CA) audit(p *identity.Principal, c *Issued, entry *timestampedEntry, requestID string) {
+func (ca *snapshot) audit(p *identity.Principal, c *Issued, entry *timestampedEntry, requestID string) {
 	attrs := []any{
 		"serial", hex.EncodeToString(c.Serial),
 		"oidc_issuer", p.OIDCIssuer,

@@ -50,7 +50,7 @@ func answerTo(err error, requestID string) answer {
 // refuse counts, logs and records a failed request: one line, never token or key.
 func (h *Handler) refuse(ctx context.Context, err error, requestID, wire string) answer {
 	a := answerTo(err, requestID)
-	h.ca.recordRefusal(err, a, requestID)
+	h.ca.current.Load().recordRefusal(err, a, requestID)
 	reason, _, _ := strings.Cut(fault.ReasonOf(err), ":") // a claim's name is no label
 	h.ca.metrics.rejected.WithLabelValues(reason).Inc()
 	cause := err
@@ -62,7 +62,7 @@ func (h *Handler) refuse(ctx context.Context, err error, requestID, wire string)
 	if rule := identity.RuleOf(err); rule != "" {
 		attrs = append(attrs, "rule", rule)
 	}
-	h.ca.logger.Log(ctx, a.level, "request refused", attrs...)
+	h.ca.current.Load().logger.Log(ctx, a.level, "request refused", attrs...)
 	return a
 }
 

@@ -36,8 +36,9 @@ func (h *Handler) explain(w http.ResponseWriter, r *http.Request) {
 		writeStatus(w, fault.KindOf(err).HTTPStatus(), codes.InvalidArgument, fault.Public(err))
 		return
 	}
-	x := h.ca.opts.Identity.Explain(r.Context(), e)
-	h.ca.logger.InfoContext(r.Context(), "token explained", "token", x.Token, "issued", x.Issued, "reason", x.Reason, "rule", x.Rule, "request_id", id)
+	now := h.ca.current.Load()
+	x := now.opts.Identity.Explain(r.Context(), e)
+	now.logger.InfoContext(r.Context(), "token explained", "token", x.Token, "issued", x.Issued, "reason", x.Reason, "rule", x.Rule, "request_id", id)
 	body, err := json.Marshal(x)
 	if err != nil {
 		writeStatus(w, http.StatusInternalServerError, codes.Internal, "the explanation could not be encoded")

@@ -92,13 +92,14 @@ func response(c *Issued) *fulcio.SigningCertificate {
 
 // trustBundle lists every chain, each issuing certificate first, each PEM with its newline.
 func (h *Handler) trustBundle() *fulcio.TrustBundle {
+	now := h.ca.current.Load()
 	out := &fulcio.TrustBundle{}
 	current := &fulcio.CertificateChain{}
-	for _, c := range h.ca.chainPEM {
+	for _, c := range now.chainPEM {
 		current.Certificates = append(current.Certificates, c+"\n")
 	}
 	out.Chains = append(out.Chains, current)
-	for _, chain := range h.ca.opts.OtherChains {
+	for _, chain := range now.opts.OtherChains {
 		other := &fulcio.CertificateChain{}
 		for _, cert := range chain {
 			other.Certificates = append(other.Certificates, encodePEM(cert.Raw))
@@ -110,7 +111,7 @@ func (h *Handler) trustBundle() *fulcio.TrustBundle {
 
 func (h *Handler) configuration() *fulcio.Configuration {
 	out := &fulcio.Configuration{}
-	for _, i := range h.ca.opts.Identity.Issuers() {
+	for _, i := range h.ca.current.Load().opts.Identity.Issuers() {
 		o := &fulcio.OIDCIssuer{
 			Issuer:                &fulcio.OIDCIssuer_IssuerUrl{IssuerUrl: i.URL},
 			Audience:              i.ClientID(),

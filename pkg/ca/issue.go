@@ -35,6 +35,10 @@ type Issued struct {
 // must answer with a valid SCT, and the certificate. No certificate leaves without its SCT while
 // CT is on. Errors are classified and start with the texts of Fulcio.
 func (ca *CA) Issue(ctx context.Context, req Request) (*Issued, error) {
+	return ca.current.Load().issue(ctx, req)
+}
+
+func (ca *snapshot) issue(ctx context.Context, req Request) (*Issued, error) {
 	principal, err := ca.opts.Identity.Verify(ctx, req.Token)
 	if err != nil {
 		return nil, tokenFault(err)
@@ -72,7 +76,7 @@ func (ca *CA) Issue(ctx context.Context, req Request) (*Issued, error) {
 }
 
 // complete signs: the only place where certificates come to be. What it returns is recorded.
-func (ca *CA) complete(ctx context.Context, record *Issuance, principal *identity.Principal, t tbs, bare []byte, notAfter time.Time) (*Issued, error) {
+func (ca *snapshot) complete(ctx context.Context, record *Issuance, principal *identity.Principal, t tbs, bare []byte, notAfter time.Time) (*Issued, error) {
 	var last []byte
 	var entry *timestampedEntry
 	if ca.opts.CT != nil && !ca.opts.CTDetached {
@@ -109,7 +113,7 @@ func (ca *CA) complete(ctx context.Context, record *Issuance, principal *identit
 
 // promise enters the precertificate of t in the log and returns the log's SCT once it proved
 // to cover bare, the TBS without poison and SCT list.
-func (ca *CA) promise(ctx context.Context, t tbs, bare []byte) ([]byte, *timestampedEntry, error) {
+func (ca *snapshot) promise(ctx context.Context, t tbs, bare []byte) ([]byte, *timestampedEntry, error) {
 	poisoned := t.with(derPoison)
 	if !sameButLast(poisoned, bare, t, derPoison) {
 		return nil, nil, fault.New(fault.Internal, "internal", errors.New("precertificate and certificate would differ"), textBackend)
@@ -122,7 +126,7 @@ func (ca *CA) promise(ctx context.Context, t tbs, bare []byte) ([]byte, *timesta
 }
 
 // promiseDetached enters a certificate that is signed already, and returns the log's answer for the client.
-func (ca *CA) promiseDetached(ctx context.Context, raw []byte) ([]byte, *timestampedEntry, error) {
+func (ca *snapshot) promiseDetached(ctx context.Context, raw []byte) ([]byte, *timestampedEntry, error) {
 	sct, entry, err := ca.submit(ctx, ca.opts.CT.(CTChainSubmitter).AddChain, raw, logged{data: raw})
 	if err != nil {
 		return nil, nil, err
@@ -135,7 +139,7 @@ func (ca *CA) promiseDetached(ctx context.Context, raw []byte) ([]byte, *timesta
 }
 
 // submit has the log promise to take cert and returns its SCT once it proved to cover of.
-func (ca *CA) submit(ctx context.Context, add func(context.Context, [][]byte) ([]byte, error), cert []byte, of logged) ([]byte, *timestampedEntry, error) {
+func (ca *snapshot) submit(ctx context.Context, add func(context.Context, [][]byte) ([]byte, error), cert []byte, of logged) ([]byte, *timestampedEntry, error) {
 	limited, cancel := context.WithTimeout(ctx, ctTimeout)
 	defer cancel()
 	started := time.Now()

@@ -108,7 +108,7 @@ func FuzzProof(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	ca := &CA{permitted: permitted}
+	ca := &snapshot{permitted: permitted}
 	f.Fuzz(func(t *testing.T, which uint8, proof []byte) {
 		pub := keys[int(which)%len(keys)].Public()
 		if _, err := ca.checkProof(pub, proof, []string{challenge}); err != nil {

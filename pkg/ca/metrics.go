@@ -16,7 +16,7 @@ type metrics struct {
 	inFlight prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer, chainEnd time.Time, now func() time.Time) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, ca *CA, now func() time.Time) (*metrics, error) {
 	m := &metrics{
 		issued: prometheus.NewCounter(prometheus.CounterOpts{Name: "fulcio_new_certs", Help: "Certificates issued."}),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -34,7 +34,7 @@ func newMetrics(reg prometheus.Registerer, chainEnd time.Time, now func() time.T
 	}
 	expiry := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "ca_chain_expiry_seconds", Help: "Seconds until the first certificate of the CA's chain expires.",
-	}, func() float64 { return chainEnd.Sub(now()).Seconds() })
+	}, func() float64 { return ca.current.Load().notAfter.Sub(now()).Seconds() })
 	var errs []error
 	for _, c := range []prometheus.Collector{m.issued, m.latency, m.rejected, m.ctTime, m.inFlight, expiry} {
 		errs = append(errs, reg.Register(c))

@@ -81,7 +81,7 @@ func keyKind(pub crypto.PublicKey) string {
 // provenKey returns the public key of req once the client has shown that it holds the private
 // key: by a certificate signing request, whose other content is ignored, or by a signature over
 // one of challenges.
-func (ca *CA) provenKey(req Request, challenges []string) (crypto.PublicKey, error) {
+func (ca *snapshot) provenKey(req Request, challenges []string) (crypto.PublicKey, error) {
 	if len(req.CSR) > 0 {
 		return ca.fromCSR(req.CSR)
 	}
@@ -99,7 +99,7 @@ func (ca *CA) provenKey(req Request, challenges []string) (crypto.PublicKey, err
 	return pub, ca.checkPermitted(pub, hash)
 }
 
-func (ca *CA) fromCSR(data []byte) (crypto.PublicKey, error) {
+func (ca *snapshot) fromCSR(data []byte) (crypto.PublicKey, error) {
 	csr, err := parseCSR(data)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "csr_malformed", err, textCSR)
@@ -139,7 +139,7 @@ func parseCSR(data []byte) (*x509.CertificateRequest, error) {
 	return x509.ParseCertificateRequest(block.Bytes)
 }
 
-func (ca *CA) checkPermitted(pub crypto.PublicKey, hash crypto.Hash) error {
+func (ca *snapshot) checkPermitted(pub crypto.PublicKey, hash crypto.Hash) error {
 	if ca.permitted[algorithm{keyKind(pub), hash}] {
 		return nil
 	}
@@ -151,7 +151,7 @@ func (ca *CA) checkPermitted(pub crypto.PublicKey, hash crypto.Hash) error {
 }
 
 // checkProof verifies proof over one of challenges and returns the hash it was made with.
-func (ca *CA) checkProof(pub crypto.PublicKey, proof []byte, challenges []string) (crypto.Hash, error) {
+func (ca *snapshot) checkProof(pub crypto.PublicKey, proof []byte, challenges []string) (crypto.Hash, error) {
 	if len(proof) == 0 || len(proof) > maxProof {
 		return 0, fmt.Errorf("a proof of possession of %d bytes", len(proof))
 	}

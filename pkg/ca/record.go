@@ -76,7 +76,7 @@ type Refusal struct {
 	Detail     string // what the client was told; never part of a token
 }
 
-func (ca *CA) issuance(req Request, p *identity.Principal, key keyInfo) *Issuance {
+func (ca *snapshot) issuance(req Request, p *identity.Principal, key keyInfo) *Issuance {
 	return &Issuance{
 		Identity: p.SAN.Value, OIDCIssuer: p.OIDCIssuer, Subject: p.Subject, Token: p.Fingerprint, Rule: p.Rule, RequestID: req.ID,
 		KeyID: sha256.Sum256(key.spki), IssuingCert: sha256.Sum256(ca.opts.Chain[0].Raw),
@@ -84,7 +84,7 @@ func (ca *CA) issuance(req Request, p *identity.Principal, key keyInfo) *Issuanc
 }
 
 // reserve holds the token of r where tokens count once. release is for a request that ended without a certificate.
-func (ca *CA) reserve(ctx context.Context, r *Issuance, p *identity.Principal) (release func(), err error) {
+func (ca *snapshot) reserve(ctx context.Context, r *Issuance, p *identity.Principal) (release func(), err error) {
 	if !ca.opts.OneTimeTokens {
 		return func() {}, nil
 	}
@@ -95,7 +95,7 @@ func (ca *CA) reserve(ctx context.Context, r *Issuance, p *identity.Principal) (
 }
 
 // record stores r, completed by what was signed. It is the last step before a certificate leaves.
-func (ca *CA) record(ctx context.Context, r *Issuance, c *Issued, entry *timestampedEntry) error {
+func (ca *snapshot) record(ctx context.Context, r *Issuance, c *Issued, entry *timestampedEntry) error {
 	if ca.opts.Recorder == nil {
 		return nil
 	}
@@ -128,7 +128,7 @@ type refusedRequest struct {
 func (e *refusedRequest) Unwrap() error { return e.error }
 
 // recordRefusal stores that a request was answered with a; e may be a refusedRequest.
-func (ca *CA) recordRefusal(err error, a answer, requestID string) {
+func (ca *snapshot) recordRefusal(err error, a answer, requestID string) {
 	if ca.opts.Recorder == nil {
 		return
 	}
