@@ -1,15 +1,11 @@
 package limit
 
 import (
-	"container/list"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/attestry/attestry/internal/fault"
 )
@@ -29,16 +25,8 @@ type CallerOptions struct {
 // Callers gives each caller a budget for expensive requests: an IPv4 address, or an IPv6 network of 64
 // bits, which is what one customer of a provider has. Its methods may be called concurrently.
 type Callers struct {
-	opts CallerOptions
-
-	mu     sync.Mutex // guards what follows
-	known  map[netip.Addr]*list.Element
-	recent *list.List // of *caller, most recent first
-}
-
-type caller struct {
-	addr   netip.Addr
-	budget *rate.Limiter
+	opts    CallerOptions
+	budgets *Budgets[netip.Addr]
 }
 
 // NewCallers returns budgets that are full.
@@ -46,7 +34,7 @@ func NewCallers(opts CallerOptions) *Callers {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	return &Callers{opts: opts, known: map[netip.Addr]*list.Element{}, recent: list.New()}
+	return &Callers{opts: opts, budgets: NewBudgets[netip.Addr](opts.PerSecond, opts.Burst, maxCallers)}
 }
 
 // Spend takes units from the budget of r's caller. A request of more units than Burst counts as Burst. When the budget
@@ -55,33 +43,25 @@ func (c *Callers) Spend(r *http.Request, units int) error {
 	if c == nil || units <= 0 {
 		return nil
 	}
-	units = min(units, c.opts.Burst)
-	now := c.opts.Now()
-	reserved := c.budget(c.address(r)).ReserveN(now, units)
-	wait := reserved.DelayFrom(now)
+	return spent(c.budgets.Spend(c.address(r), c.opts.Now(), units))
+}
+
+// Left returns the error of Spend when the budget of r's caller has not one unit left, and takes none: for requests
+// that cost only when they turn out to be bad.
+func (c *Callers) Left(r *http.Request) error {
+	if c == nil {
+		return nil
+	}
+	return spent(c.budgets.Wait(c.address(r), c.opts.Now()))
+}
+
+func spent(wait time.Duration) error {
 	if wait <= 0 {
 		return nil
 	}
-	reserved.CancelAt(now)
 	err := fault.New(fault.Limited, "caller_budget", nil, "too many expensive requests from one address; try again later")
 	err.RetryAfter = wait
 	return err
-}
-
-func (c *Callers) budget(addr netip.Addr) *rate.Limiter {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if e := c.known[addr]; e != nil {
-		c.recent.MoveToFront(e)
-		return e.Value.(*caller).budget
-	}
-	if c.recent.Len() >= maxCallers {
-		oldest := c.recent.Remove(c.recent.Back()).(*caller)
-		delete(c.known, oldest.addr)
-	}
-	who := &caller{addr, rate.NewLimiter(rate.Limit(c.opts.PerSecond), c.opts.Burst)}
-	c.known[addr] = c.recent.PushFront(who)
-	return who.budget
 }
 
 // address returns who asks. X-Forwarded-For is read from its end, where the nearest proxy wrote, up to

@@ -2,6 +2,7 @@ package limit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -44,8 +45,17 @@ func TestABudgetIsSpentAndComesBack(t *testing.T) {
 	if err := c.Spend(alice, 1000); err != nil {
 		t.Errorf("more than a budget can ever hold, with a full one: %v", err)
 	}
-	if err := (*Callers)(nil).Spend(alice, 1000); err != nil {
+	if err := errors.Join((*Callers)(nil).Spend(alice, 1000), (*Callers)(nil).Left(alice)); err != nil {
 		t.Errorf("without budgets: %v", err)
+	}
+	if err := c.Left(alice); fault.KindOf(err) != fault.Limited || fault.RetryAfter(err) != "1" {
+		t.Errorf("nothing is left: %v, Retry-After %q", err, fault.RetryAfter(err))
+	}
+	now = now.Add(500 * time.Millisecond)
+	for range 20 {
+		if err := c.Left(alice); err != nil {
+			t.Errorf("one unit is left, and asking takes none: %v", err)
+		}
 	}
 }
 
@@ -96,8 +106,8 @@ func TestCallersAreForgottenBeforeTheyFillTheMemory(t *testing.T) {
 			t.Fatal("a caller who keeps coming was forgotten and got a new budget")
 		}
 	}
-	if c.recent.Len() != maxCallers || len(c.known) != maxCallers {
-		t.Errorf("%d and %d callers are remembered, want %d", c.recent.Len(), len(c.known), maxCallers)
+	if b := c.budgets; b.recent.Len() != maxCallers || len(b.known) != maxCallers {
+		t.Errorf("%d and %d callers are remembered, want %d", b.recent.Len(), len(b.known), maxCallers)
 	}
 }
 
