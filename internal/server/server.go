@@ -4,6 +4,8 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -71,13 +73,13 @@ func Duplex(g, h http.Handler) http.Handler {
 	})
 }
 
-// Ops serves /metrics, /healthz (the process lives) and /readyz (ready returns nil) for the second listener. Roles add
-// to it what only operators may ask.
-func Ops(reg *prometheus.Registry, ready func(context.Context) error) *http.ServeMux {
+// Ops serves /metrics, /healthz (the process lives) and /readyz (ready returns nil) for the second listener. What
+// notes return stands below the answer of /readyz and changes nothing in it. Roles add to it what only operators may ask.
+func Ops(reg *prometheus.Registry, ready func(context.Context) error, notes ...func() []string) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", Healthz)
-	mux.Handle("GET /readyz", Readyz(ready))
+	mux.Handle("GET /readyz", Readyz(ready, notes...))
 	return mux
 }
 
@@ -87,8 +89,16 @@ func Healthz(w http.ResponseWriter, _ *http.Request) {
 	w.Write([]byte(`{"status":"SERVING"}` + "\n"))
 }
 
-// Readyz answers 200 when ready returns nil, else 503 with its text: an operator reads it, no client does.
-func Readyz(ready func(context.Context) error) http.Handler {
+// Readyz answers 200 when ready returns nil, else 503 with its text: an operator reads it, no client does. A line for each of
+// notes follows.
+func Readyz(ready func(context.Context) error, notes ...func() []string) http.Handler {
+	below := func(w io.Writer) {
+		for _, list := range notes {
+			for _, note := range list() {
+				fmt.Fprintf(w, "note: %s\n", note)
+			}
+		}
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
@@ -98,8 +108,10 @@ func Readyz(ready func(context.Context) error) http.Handler {
 			w.Header().Set("Retry-After", "1")
 			w.WriteHeader(http.StatusServiceUnavailable)
 			w.Write([]byte("not ready: " + err.Error() + "\n"))
+			below(w)
 			return
 		}
 		w.Write([]byte("ready\n"))
+		below(w)
 	})
 }

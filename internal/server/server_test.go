@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -80,9 +81,10 @@ func TestReadyzTellsWhatIsMissing(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := httptest.NewRecorder()
-			Readyz(func(context.Context) error { return tt.err }).ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
-			if w.Code != tt.status {
-				t.Errorf("status = %d, want %d", w.Code, tt.status)
+			notes := func() []string { return []string{"an issuer is down"} }
+			Readyz(func(context.Context) error { return tt.err }, notes).ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+			if w.Code != tt.status || !strings.HasSuffix(w.Body.String(), "\nnote: an issuer is down\n") {
+				t.Errorf("status = %d, want %d and a note: %s", w.Code, tt.status, w.Body)
 			}
 		})
 	}
