@@ -47,6 +47,8 @@ type Issuer struct {
 	Rules        []Rule // in order, the first whose expression is true decides
 	RulesDefault string // what holds when none matched: allow, the default as upstream, or deny
 
+	RateLimit *RateLimit // of certificates for tokens of this issuer, or of all those of a pattern together; nil for none
+
 	Description, Contact, Environment string // for people, not evaluated
 
 	// Keys, set in code only, verifies tokens instead of keys fetched over HTTP; Algorithms
@@ -181,6 +183,7 @@ func (d *decoder) issuer(n *yaml.Node, key string, wildcard bool, line int) Issu
 		{"allow-private-network", "", d.flag(&i.AllowPrivateNetwork)},
 		{"rules", "", d.rules(&i.Rules)},
 		{"rules-default", "", d.text(&i.RulesDefault)},
+		{"rate-limit", "", d.rate(&i.RateLimit)},
 	})
 	i.Type = Type(kind)
 	if skip != nil {

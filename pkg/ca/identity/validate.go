@@ -88,6 +88,11 @@ func (i *Issuer) check(c *Config) []error {
 			add("%s does not apply to type %s", name, i.Type)
 		}
 	}
+	if i.RateLimit != nil {
+		if err := i.RateLimit.Check(); err != nil {
+			add("rate-limit: %w", err)
+		}
+	}
 	only("issuer-claim", i.IssuerClaim != "", Email)
 	only("skip-email-verification", i.SkipEmailVerification, Email)
 	only("subject-domain", i.SubjectDomain != "", URI, Username)

@@ -39,6 +39,10 @@ type Options struct {
 	// still be explained.
 	WithoutKeys bool
 
+	// Previous is a verifier that this one replaces: the keys that it has fetched are kept where
+	// nothing about fetching them has changed. Its Registry is used on.
+	Previous *Verifier
+
 	// InClusterDir holds the pod's ca.crt, trusted for issuers of type kubernetes once one of them is
 	// at kubernetes.default.svc, and its token, which that API server alone gets. Default: where the
 	// kubelet mounts them.
@@ -105,7 +109,10 @@ func New(o Options) (*Verifier, error) {
 			Name: "ca_issuer_key_file_reads_total", Help: "Changes of files with OIDC issuer keys by outcome of reading them.",
 		}, []string{"outcome"}),
 	}
-	if o.Registry != nil {
+	switch {
+	case o.Previous != nil:
+		v.fetches, v.fileReads, v.first = o.Previous.fetches, o.Previous.fileReads, o.Previous.first
+	case o.Registry != nil:
 		for _, c := range []prometheus.Collector{v.fetches, v.fileReads} {
 			if err := o.Registry.Register(c); err != nil {
 				return nil, err
@@ -123,6 +130,10 @@ func New(o Options) (*Verifier, error) {
 		}
 	}
 	sort.SliceStable(v.meta, func(a, b int) bool { return len(v.meta[a].issuer.URL) > len(v.meta[b].issuer.URL) })
+	if o.Previous != nil {
+		v.inherit(o.Previous)
+	}
+	v.opts.Previous = nil // or each reload would hold all before it
 	return v, errors.Join(problems...)
 }
 
