@@ -3,7 +3,6 @@
 package ca
 
 import (
-	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
@@ -19,8 +18,11 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/limit"
+	"github.com/attestry/attestry/internal/reload"
 	"github.com/attestry/attestry/pkg/ca/identity"
 )
 
@@ -51,6 +53,9 @@ type Options struct {
 	Backdate   time.Duration // of notBefore, for clients whose clocks run behind; default 0, at most 5 minutes
 	Algorithms []string      // names of permitted client algorithms, default DefaultAlgorithms
 
+	// IdentityLimit bounds the certificates of one subject alternative name of one issuer. The zero value is no limit.
+	IdentityLimit identity.RateLimit
+
 	// AuditSubject writes the certificate's subject in clear into audit lines; otherwise they
 	// carry its SHA-256.
 	AuditSubject bool
@@ -63,8 +68,15 @@ type Options struct {
 
 // CA issues certificates. It is safe for concurrent use.
 type CA struct {
-	current atomic.Pointer[snapshot]
-	metrics *metrics
+	current    atomic.Pointer[snapshot]
+	generation atomic.Int64 // counts what current was
+	identities *limit.Budgets[[32]byte]
+	clock      clock
+	warned     warned
+	metrics    *metrics
+
+	files   *reload.Watcher        // of Open, else nil
+	refused atomic.Pointer[string] // why its files are not in force; nil when they are
 
 	reloading sync.Mutex // held from the reading of current to its replacement
 }
@@ -72,19 +84,31 @@ type CA struct {
 // snapshot is a CA as one set of options makes it, and never changes. A request is handled by the
 // same one from its token to its certificate, so that no reload gives it the key of one chain and the names of another.
 type snapshot struct {
-	opts      Options
-	issuing   *issuing
-	permitted map[algorithm]bool
-	chainDER  [][]byte
-	chainPEM  []string // without trailing newline
-	notBefore time.Time
-	notAfter  time.Time // of the whole chain
-	metrics   *metrics
-	logger    *slog.Logger
+	opts       Options
+	signer     *watchedSigner
+	issuing    *issuing
+	permitted  map[algorithm]bool
+	chainDER   [][]byte
+	chainPEM   []string // without trailing newline
+	notBefore  time.Time
+	notAfter   time.Time                // of the whole chain
+	issuers    map[string]*rate.Limiter // budgets, by URL or pattern
+	identities *limit.Budgets[[32]byte]
+	clock      *clock
+	metrics    *metrics
+	logger     *slog.Logger
 }
 
 // New checks the chain and the key, makes a test signature and returns a CA.
 func New(o Options) (*CA, error) {
+	ca := &CA{}
+	if err := ca.begin(o); err != nil {
+		return nil, err
+	}
+	return ca, nil
+}
+
+func (ca *CA) begin(o Options) error {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -94,17 +118,17 @@ func New(o Options) (*CA, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s, err := newSnapshot(o)
+	ca.metrics = newMetrics()
+	ca.identities = limit.NewBudgets[[32]byte](0, 0, maxIdentities)
+	s, err := ca.snapshot(o)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	ca := &CA{}
-	if s.metrics, err = newMetrics(o.Registerer, ca, o.Now); err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
+	ca.put(s)
+	if err := ca.metrics.register(o.Registerer, ca); err != nil {
+		return fmt.Errorf("ca: %w", err)
 	}
-	ca.metrics = s.metrics
-	ca.current.Store(s)
-	return ca, nil
+	return nil
 }
 
 // Reload replaces what New was given, in one step and after the same checks; requests under way end
@@ -114,17 +138,29 @@ func (ca *CA) Reload(o Options) error {
 	defer ca.reloading.Unlock()
 	before := ca.current.Load()
 	o.Now, o.Rand, o.Logger, o.Registerer, o.Recorder = before.opts.Now, before.opts.Rand, before.opts.Logger, before.opts.Registerer, before.opts.Recorder
-	s, err := newSnapshot(o)
+	s, err := ca.snapshot(o)
 	if err != nil {
 		return err
 	}
-	s.metrics = ca.metrics
-	ca.current.Store(s)
+	ca.put(s)
+	ca.metrics.forget(before.opts.Identity, o.Identity)
 	return nil
 }
 
-// newSnapshot returns a snapshot that has all but its metrics.
-func newSnapshot(o Options) (*snapshot, error) {
+// put sets s in force.
+func (ca *CA) put(s *snapshot) {
+	var before map[string]*rate.Limiter
+	if old := ca.current.Load(); old != nil {
+		before = old.issuers
+	}
+	s.issuers = issuerBudgets(s.opts.Identity, before, s.opts.Now())
+	ca.identities.Set(s.opts.Now(), s.opts.IdentityLimit.PerSecond, s.opts.IdentityLimit.Burst)
+	ca.current.Store(s)
+	ca.metrics.generation.Set(float64(ca.generation.Add(1)))
+}
+
+// snapshot checks o and returns what becomes of it, all but the budgets of issuers.
+func (ca *CA) snapshot(o Options) (*snapshot, error) {
 	if o.Lifetime == 0 {
 		o.Lifetime = defaultLifetime
 	}
@@ -149,15 +185,23 @@ func newSnapshot(o Options) (*snapshot, error) {
 	case o.Backdate < 0 || o.Backdate > maxBackdate || o.Backdate >= o.Lifetime:
 		return nil, fmt.Errorf("ca: backdate %s is not between 0 and %s", o.Backdate, maxBackdate)
 	}
+	if o.IdentityLimit != (identity.RateLimit{}) {
+		if err := o.IdentityLimit.Check(); err != nil {
+			return nil, fmt.Errorf("ca: limit of an identity: %w", err)
+		}
+	}
 	if err := CheckChain(o.Chain, o.Signer.Public(), o.Now()); err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
-	ca := &snapshot{opts: o, logger: o.Logger, notAfter: o.Chain[0].NotAfter}
+	s := &snapshot{
+		opts: o, logger: o.Logger, notAfter: o.Chain[0].NotAfter, identities: ca.identities, clock: &ca.clock, metrics: ca.metrics,
+		signer: &watchedSigner{Signer: o.Signer, seconds: ca.metrics.signerTime},
+	}
 	var err error
-	if ca.permitted, err = permitted(o.Algorithms); err != nil {
+	if s.permitted, err = permitted(o.Algorithms); err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
-	if ca.issuing, err = newIssuing(o.Chain[0], o.Signer); err != nil {
+	if s.issuing, err = newIssuing(o.Chain[0], s.signer); err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
 	if o.CT != nil {
@@ -166,19 +210,19 @@ func newSnapshot(o Options) (*snapshot, error) {
 		}
 	}
 	for _, cert := range o.Chain {
-		ca.chainDER = append(ca.chainDER, cert.Raw)
-		ca.chainPEM = append(ca.chainPEM, strings.TrimSpace(encodePEM(cert.Raw)))
-		if cert.NotAfter.Before(ca.notAfter) {
-			ca.notAfter = cert.NotAfter
+		s.chainDER = append(s.chainDER, cert.Raw)
+		s.chainPEM = append(s.chainPEM, strings.TrimSpace(encodePEM(cert.Raw)))
+		if cert.NotAfter.Before(s.notAfter) {
+			s.notAfter = cert.NotAfter
 		}
-		if cert.NotBefore.After(ca.notBefore) {
-			ca.notBefore = cert.NotBefore
+		if cert.NotBefore.After(s.notBefore) {
+			s.notBefore = cert.NotBefore
 		}
 	}
-	if err := ca.issuing.selfTest(o.Rand); err != nil {
+	if err := s.issuing.selfTest(o.Rand); err != nil {
 		return nil, fmt.Errorf("ca: test signature: %w", err)
 	}
-	return ca, nil
+	return s, nil
 }
 
 // selfTest signs once, so that a wrong PIN or a broken token shows before the first client.
@@ -201,28 +245,13 @@ func takesCertificates(log CTSubmitter) bool {
 
 func sumSPKI(cert *x509.Certificate) [32]byte { return sha256.Sum256(cert.RawSubjectPublicKeyInfo) }
 
-// Ready returns nil while certificates can be issued: the chain is valid now, records can be written, and the CT log,
-// where it can tell, takes entries. Issuers that are down do not count.
-func (ca *CA) Ready(ctx context.Context) error {
-	s := ca.current.Load()
-	if _, _, err := s.window(); err != nil {
-		return err
-	}
-	if s.opts.Recorder != nil {
-		if err := s.opts.Recorder.Ready(ctx); err != nil {
-			return err
-		}
-	}
-	if log, ok := s.opts.CT.(interface{ Ready(context.Context) error }); ok {
-		return log.Ready(ctx)
-	}
-	return nil
-}
-
 // window returns the validity of a certificate issued now: never beyond the chain's, and an
 // error when the chain is not valid now (upstream issues from an expired intermediate).
 func (ca *snapshot) window() (notBefore, notAfter time.Time, err error) {
 	now := ca.opts.Now().UTC().Truncate(time.Second)
+	if err := ca.clock.check(now); err != nil {
+		return notBefore, notAfter, err
+	}
 	notBefore = now.Add(-ca.opts.Backdate)
 	if notBefore.Before(ca.notBefore) {
 		notBefore = ca.notBefore

@@ -65,6 +65,9 @@ func NewCTClient(base string, key crypto.PublicKey) (*CTClient, error) {
 	}, nil
 }
 
+// URL is the base that the client was made with, without a closing slash.
+func (c *CTClient) URL() string { return c.base }
+
 // LogKey implements CTSubmitter.
 func (c *CTClient) LogKey() crypto.PublicKey { return c.key }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"strings"
 
 	"google.golang.org/grpc/codes"
 
@@ -20,7 +19,7 @@ type answer struct {
 	code    codes.Code // gRPC, also in the HTTP body
 	message string     // Fulcio's text, then what we add in brackets
 	level   slog.Level // client mistakes are Info, ours are Error
-	retry   bool       // trying again can help: Retry-After
+	retry   string     // Retry-After in s, where trying again can help; else ""
 }
 
 // answerTo is the one mapping from errors to answers. Fulcio answers 400 (code 3) to every
@@ -34,10 +33,12 @@ func answerTo(err error, requestID string) answer {
 		a.status, a.code = http.StatusForbidden, codes.PermissionDenied
 	case fault.NotFound:
 		a.status, a.code = http.StatusNotFound, codes.NotFound
-	case fault.Overloaded:
-		a.status, a.code, a.retry = http.StatusTooManyRequests, codes.ResourceExhausted, true
+	case fault.Slow:
+		a.status, a.code = http.StatusRequestTimeout, codes.DeadlineExceeded
+	case fault.Overloaded, fault.Limited:
+		a.status, a.code, a.retry = http.StatusTooManyRequests, codes.ResourceExhausted, fault.RetryAfter(err)
 	case fault.Unavailable:
-		a.status, a.code, a.retry, a.level = http.StatusServiceUnavailable, codes.Unavailable, true, slog.LevelError
+		a.status, a.code, a.retry, a.level = http.StatusServiceUnavailable, codes.Unavailable, fault.RetryAfter(err), slog.LevelError
 	case fault.Canceled:
 		a.status, a.code = fault.Canceled.HTTPStatus(), codes.Canceled
 	default:
@@ -51,8 +52,7 @@ func answerTo(err error, requestID string) answer {
 func (h *Handler) refuse(ctx context.Context, err error, requestID, wire string) answer {
 	a := answerTo(err, requestID)
 	h.ca.current.Load().recordRefusal(err, a, requestID)
-	reason, _, _ := strings.Cut(fault.ReasonOf(err), ":") // a claim's name is no label
-	h.ca.metrics.rejected.WithLabelValues(reason).Inc()
+	h.ca.metrics.rejected.WithLabelValues(reasonLabel(err)).Inc()
 	cause := err
 	var f *fault.Error
 	if errors.As(err, &f) && f.Err != nil {

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/ca/identity"
 )
 
@@ -31,7 +32,8 @@ type explainRequest struct {
 // explain answers 200 with an identity.Explanation, whatever becomes of the token.
 func (h *Handler) explain(w http.ResponseWriter, r *http.Request) {
 	id := requestID(r.Header.Get("X-Request-Id"))
-	e, err := readEvidence(w, r)
+	defer limit.Release(r)
+	e, err := h.readEvidence(w, r)
 	if err != nil {
 		writeStatus(w, fault.KindOf(err).HTTPStatus(), codes.InvalidArgument, fault.Public(err))
 		return
@@ -49,8 +51,8 @@ func (h *Handler) explain(w http.ResponseWriter, r *http.Request) {
 	w.Write(body)
 }
 
-func readEvidence(w http.ResponseWriter, r *http.Request) (identity.Evidence, error) {
-	body, err := readBody(w, r)
+func (h *Handler) readEvidence(w http.ResponseWriter, r *http.Request) (identity.Evidence, error) {
+	body, err := h.readBody(w, r)
 	if err != nil {
 		return identity.Evidence{}, err
 	}

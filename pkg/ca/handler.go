@@ -4,10 +4,15 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
+	"net/http"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/gen/fulcio"
+	"github.com/attestry/attestry/internal/limit"
 )
 
 const (
@@ -16,41 +21,59 @@ const (
 
 	defaultInFlight = 512
 	maxRequestID    = 128
+	bodyTime        = 30 * time.Second // for all of a request's body
 )
 
 // HandlerOptions tunes the wire side of a CA. The zero value works.
 type HandlerOptions struct {
-	MaxInFlight int      // signing requests at one time, more are refused with 429; default 512
-	Origins     []string // browser origins that may call the API; default any
+	MaxInFlight int            // signing requests at one time, more are refused with 429; default 512
+	Origins     []string       // browser origins that may call the API; default any
+	Callers     *limit.Callers // addresses' budgets of requests whose token does not hold; nil for none
+	Bytes       *limit.Bytes   // of request bodies in memory, see limit.Body; nil for no bound
 }
 
 // Handler serves a CA over Fulcio's HTTP and gRPC APIs.
 type Handler struct {
 	fulcio.UnimplementedCAServer
 	ca      *CA
-	origins []string
-	slots   chan struct{}
+	options atomic.Pointer[HandlerOptions]
+	busy    atomic.Int64 // signing requests
 }
 
 // NewHandler returns a Handler for ca: see Register, Routes and RegisterGRPC.
 func NewHandler(ca *CA, o HandlerOptions) *Handler {
+	h := &Handler{ca: ca}
+	h.Set(o)
+	return h
+}
+
+// Set replaces the options. Requests under way are not affected.
+func (h *Handler) Set(o HandlerOptions) {
 	if o.MaxInFlight <= 0 {
 		o.MaxInFlight = defaultInFlight
 	}
-	return &Handler{ca: ca, origins: o.Origins, slots: make(chan struct{}, o.MaxInFlight)}
+	h.options.Store(&o)
 }
 
-// issue runs one signing request, whatever wire it came by.
-func (h *Handler) issue(ctx context.Context, req Request) (*Issued, error) {
-	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
-	default:
+// issue runs one signing request, whatever wire it came by. caller has the address that it came from.
+func (h *Handler) issue(ctx context.Context, req Request, caller *http.Request) (*Issued, error) {
+	o := h.options.Load()
+	if h.busy.Add(1) > int64(o.MaxInFlight) {
+		h.busy.Add(-1)
 		return nil, fault.New(fault.Overloaded, "rate_limited", nil, "too many requests at once, try again")
 	}
 	h.ca.metrics.inFlight.Inc()
-	defer h.ca.metrics.inFlight.Dec()
+	defer func() {
+		h.busy.Add(-1)
+		h.ca.metrics.inFlight.Dec()
+	}()
+	if left := new(fault.Error); errors.As(o.Callers.Left(caller), &left) {
+		return nil, limited(left.RetryAfter, "too many requests with tokens that do not hold from one address")
+	}
 	issued, err := h.ca.Issue(ctx, req)
+	if fault.KindOf(err) == fault.Unauthentic {
+		_ = o.Callers.Spend(caller, 1) // the next request meets what is left
+	}
 	if err != nil {
 		return nil, &refusedRequest{err, req.Token}
 	}

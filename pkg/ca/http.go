@@ -20,6 +20,7 @@ import (
 
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/gen/fulcio"
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/internal/server"
 )
 
@@ -63,6 +64,8 @@ func (h *Handler) Register(r chi.Router) {
 // whatever Accept says: sigstore-python asks for PEM and expects JSON.
 func (h *Handler) signingCertV2(w http.ResponseWriter, r *http.Request) {
 	id := requestID(r.Header.Get("X-Request-Id"))
+	w.Header().Set("X-Request-Id", id)
+	defer limit.Release(r)
 	issued, err := h.issueV2(w, r, id)
 	if err != nil {
 		h.fail(w, r, err, id)
@@ -72,7 +75,7 @@ func (h *Handler) signingCertV2(w http.ResponseWriter, r *http.Request) {
 }
 
 func (h *Handler) issueV2(w http.ResponseWriter, r *http.Request, id string) (*Issued, error) {
-	body, err := readBody(w, r)
+	body, err := h.readBody(w, r)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +91,7 @@ func (h *Handler) issueV2(w http.ResponseWriter, r *http.Request, id string) (*I
 	if err != nil {
 		return nil, err
 	}
-	return h.issue(r.Context(), req)
+	return h.issue(r.Context(), req, r)
 }
 
 // decodeV2 reads protobuf JSON. Unknown fields and enum names are ignored: sigstore-go sends
@@ -104,6 +107,8 @@ func decodeV2(body []byte) (*fulcio.CreateSigningCertificateRequest, error) {
 // signingCertV1 serves POST /api/v1/signingCert, for cosign 2.x and 3.0.x: 201 only.
 func (h *Handler) signingCertV1(w http.ResponseWriter, r *http.Request) {
 	id := requestID(r.Header.Get("X-Request-Id"))
+	w.Header().Set("X-Request-Id", id)
+	defer limit.Release(r)
 	issued, err := h.issueV1(w, r, id)
 	if err != nil {
 		h.fail(w, r, err, id)
@@ -118,7 +123,7 @@ func (h *Handler) signingCertV1(w http.ResponseWriter, r *http.Request) {
 }
 
 func (h *Handler) issueV1(w http.ResponseWriter, r *http.Request, id string) (*Issued, error) {
-	body, err := readBody(w, r)
+	body, err := h.readBody(w, r)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +135,7 @@ func (h *Handler) issueV1(w http.ResponseWriter, r *http.Request, id string) (*I
 	if req.Token, err = bearer(r.Header.Values("Authorization")); err != nil {
 		return nil, err
 	}
-	return h.issue(r.Context(), req)
+	return h.issue(r.Context(), req, r)
 }
 
 // bytesField is protobuf JSON's bytes: base64, standard or URL alphabet, padded or not.
@@ -183,16 +188,12 @@ func (h *Handler) rootCert(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
+func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	body, err := limit.Body{Max: MaxBody, Time: bodyTime, Bytes: h.options.Load().Bytes}.Read(w, r)
+	if fault.KindOf(err) == fault.TooLarge {
 		return nil, fault.New(fault.TooLarge, "request_too_large", err, textTooLarge)
-	case err != nil:
-		return nil, fault.New(fault.Canceled, "body_unreadable", err, "the request body could not be read")
 	}
-	return body, nil
+	return body, err
 }
 
 func writeMessage(w http.ResponseWriter, m proto.Message) {
@@ -207,10 +208,9 @@ func writeMessage(w http.ResponseWriter, m proto.Message) {
 
 func (h *Handler) fail(w http.ResponseWriter, r *http.Request, err error, id string) {
 	a := h.refuse(r.Context(), err, id, r.URL.Path)
-	if a.retry {
-		w.Header().Set("Retry-After", "1")
+	if a.retry != "" {
+		w.Header().Set("Retry-After", a.retry)
 	}
-	w.Header().Set("X-Request-Id", id)
 	writeStatus(w, a.status, a.code, a.message)
 }
 
@@ -230,11 +230,12 @@ func writeStatus(w http.ResponseWriter, status int, code codes.Code, message str
 func (h *Handler) cors(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		origin := r.Header.Get("Origin")
+		origins := h.options.Load().Origins
 		switch {
 		case origin == "":
-		case len(h.origins) == 0:
+		case len(origins) == 0:
 			w.Header().Set("Access-Control-Allow-Origin", "*")
-		case slices.Contains(h.origins, origin):
+		case slices.Contains(origins, origin):
 			w.Header().Set("Access-Control-Allow-Origin", origin)
 			w.Header().Add("Vary", "Origin")
 		}
@@ -251,13 +252,18 @@ func preflight(w http.ResponseWriter, _ *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// observe measures every request.
+// observe measures every request, and at debug verbosity logs it.
 func (h *Handler) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		started := time.Now()
 		s := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 		next.ServeHTTP(s, r)
-		h.ca.metrics.latency.WithLabelValues(strconv.Itoa(s.status), strings.ToLower(r.Method)).Observe(time.Since(started).Seconds())
+		took := time.Since(started)
+		code, method := strconv.Itoa(s.status), strings.ToLower(r.Method)
+		h.ca.metrics.latency.WithLabelValues(code, method).Observe(took.Seconds())
+		h.ca.metrics.requests.WithLabelValues(code, method).Inc()
+		h.ca.current.Load().logger.DebugContext(r.Context(), "request", "method", r.Method, "path", r.URL.Path, "status", s.status,
+			"seconds", took.Seconds(), "remote", r.RemoteAddr, "request_id", w.Header().Get("X-Request-Id"))
 	})
 }
 
@@ -270,6 +276,9 @@ func (s *statusWriter) WriteHeader(status int) {
 	s.status = status
 	s.ResponseWriter.WriteHeader(status)
 }
+
+// Unwrap lets http.ResponseController reach the connection.
+func (s *statusWriter) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 
 // Ready is CA.Ready, for readiness probes.
 func (h *Handler) Ready(ctx context.Context) error { return h.ca.Ready(ctx) }

@@ -41,7 +41,25 @@ func (ca *CA) Issue(ctx context.Context, req Request) (*Issued, error) {
 func (ca *snapshot) issue(ctx context.Context, req Request) (*Issued, error) {
 	principal, err := ca.opts.Identity.Verify(ctx, req.Token)
 	if err != nil {
-		return nil, tokenFault(err)
+		err = tokenFault(err)
+		ca.metrics.refused(ca.opts.Identity.EntryOf(req.Token), err)
+		return nil, err
+	}
+	entry := ca.opts.Identity.Entry(principal.OIDCIssuer)
+	issued, err := ca.issueTo(ctx, req, principal, entry)
+	if err != nil {
+		ca.metrics.refused(entry, err)
+	} else {
+		ca.metrics.issuedTo(entry)
+	}
+	ca.metrics.builds.count(principal, err)
+	return issued, err
+}
+
+// issueTo issues to a principal whose token is verified, one of the issuers of entry.
+func (ca *snapshot) issueTo(ctx context.Context, req Request, principal *identity.Principal, entry *identity.Issuer) (*Issued, error) {
+	if err := ca.admit(principal, entry); err != nil {
+		return nil, err
 	}
 	pub, err := ca.provenKey(req, principal.Challenges)
 	if err != nil {
@@ -107,6 +125,7 @@ func (ca *snapshot) complete(ctx context.Context, record *Issuance, principal *i
 		return nil, err
 	}
 	ca.metrics.issued.Inc()
+	ca.clock.issued(ca.opts.Now())
 	ca.audit(principal, issued, entry, record.RequestID)
 	return issued, nil
 }

@@ -134,21 +134,24 @@ func TestTheClockMayJump(t *testing.T) {
 		name   string
 		when   time.Time
 		expiry time.Time // zero where no certificate is issued
+		reason string
 	}{
-		{"now", now, now.Add(10 * time.Minute)},
-		{"back by an hour, the first second of the chain", chainBegin, now.Add(-50 * time.Minute)},
-		{"before the chain", chainBegin.Add(-time.Second), time.Time{}},
-		{"five minutes before its end", chainEnd.Add(-5 * time.Minute), chainEnd},
-		{"its last second", chainEnd.Add(-time.Second), chainEnd},
-		{"its end", chainEnd, time.Time{}},
-		{"long after", chainEnd.Add(1000 * time.Hour), time.Time{}},
-		{"now again", now, now.Add(10 * time.Minute)},
+		{"before the chain", chainBegin.Add(-time.Second), time.Time{}, "ca_expired"},
+		{"the first second of the chain", chainBegin, now.Add(-50 * time.Minute), ""},
+		{"now", now, now.Add(10 * time.Minute), ""},
+		{"back by an hour", now.Add(-time.Hour), time.Time{}, "clock_untrusted"},
+		{"five minutes before its end", chainEnd.Add(-5 * time.Minute), chainEnd, ""},
+		{"its last second", chainEnd.Add(-time.Second), chainEnd, ""},
+		{"its end", chainEnd, time.Time{}, "ca_expired"},
+		{"long after", chainEnd.Add(1000 * time.Hour), time.Time{}, "ca_expired"},
+		{"back to now", now, time.Time{}, "clock_untrusted"},
+		{"its last second again", chainEnd.Add(-time.Second), chainEnd, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before := len(w.log.chains)
 			r := at(tt.when)
 			if tt.expiry.IsZero() {
-				wantRefusal(t, r, 503, codes.Unavailable, backendText, "ca_expired")
+				wantRefusal(t, r, 503, codes.Unavailable, backendText, tt.reason)
 				if err := w.ca.Ready(t.Context()); err == nil {
 					t.Error("ready")
 				}
@@ -176,11 +179,18 @@ func TestTheClockMayJump(t *testing.T) {
 	w.advance(-time.Hour)
 	r := w.post("/api/v2/signingCert", token, v2Body(t, newClientKey(t, "P-256"), "alice-id"))
 	wantRefusal(t, r, 400, codes.InvalidArgument, tokenText, "not_yet_valid")
-	// So is an SCT: the log's clock is right.
-	w.log.now = func() time.Time { return now }
-	r = w.post("/api/v2/signingCert", w.token(), v2Body(t, newClientKey(t, "P-256"), "alice-id"))
-	wantRefusal(t, r, 500, codes.Internal, "Error entering certificate in CTL", "sct_invalid")
 	if got := len(issuedRows(t, uri)); got != len(rows) {
 		t.Errorf("%d certificates are recorded, want %d", got, len(rows))
+	}
+	// So is an SCT, where no certificate was issued before: the log's clock is right.
+	var other string
+	w = newWorld(t, recorded(&other))
+	right := w.clock()
+	w.log.now = func() time.Time { return right }
+	w.advance(-30 * time.Minute)
+	r = w.post("/api/v2/signingCert", w.token(), v2Body(t, newClientKey(t, "P-256"), "alice-id"))
+	wantRefusal(t, r, 500, codes.Internal, "Error entering certificate in CTL", "sct_invalid")
+	if got := len(issuedRows(t, other)); got != 0 {
+		t.Errorf("%d certificates are recorded, want none", got)
 	}
 }
