@@ -99,9 +99,20 @@ func (h *Handler) issueV2(w http.ResponseWriter, r *http.Request, id string) (*I
 func decodeV2(body []byte) (*fulcio.CreateSigningCertificateRequest, error) {
 	message := new(fulcio.CreateSigningCertificateRequest)
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true, RecursionLimit: 32}).Unmarshal(body, message); err != nil {
-		return nil, fault.New(fault.Invalid, "malformed_request", err, "the request body could not be decoded")
+		return nil, fault.New(fault.Invalid, "malformed_request", errors.New("not protobuf JSON of the request"+place(err)), "the request body could not be decoded")
 	}
 	return message, nil
+}
+
+// place returns where err of protojson says that it is. The rest of its text quotes the input, which may be a
+// token without its quotation marks, and must not get into the log.
+func place(err error) string {
+	_, at, ok := strings.Cut(err.Error(), "(line ")
+	at, _, closed := strings.Cut(at, ")")
+	if !ok || !closed || strings.Trim(at, "0123456789:") != "" {
+		return ""
+	}
+	return " at line " + at
 }
 
 // signingCertV1 serves POST /api/v1/signingCert, for cosign 2.x and 3.0.x: 201 only.
