@@ -4,12 +4,15 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/attestry/attestry/internal/config"
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/internal/signer"
+	"github.com/attestry/attestry/pkg/ca/identity"
 )
 
 const (
@@ -73,17 +76,32 @@ type serverConfig struct {
 	AuditSubject bool `mapstructure:"audit-subject"`
 	// MaxInFlight bounds the signing requests handled at one time; more are answered with 429. Default 512.
 	MaxInFlight int `mapstructure:"max-in-flight"`
+	// IdentityLimit bounds the certificates of one identity of one issuer. Default none. Issuers have their own rate-limit in the
+	// issuer file.
+	IdentityLimit rateLimit `mapstructure:"identity-limit"`
+	// FailedTokens is the budget of requests whose token does not hold, for each address. Default 100 per second, burst 1000; 0 for none.
+	FailedTokens rateLimit `mapstructure:"failed-tokens"`
+	// TrustedProxies are those whose X-Forwarded-For names the caller. Without them all that come through a proxy share one budget.
+	TrustedProxies []string `mapstructure:"trusted-proxies"`
 	// AllowedOrigins are the browser origins that may call the API. Default: any.
 	AllowedOrigins []string `mapstructure:"allowed-origins"`
 
+	// LogLevel is debug, info, warn or error. Default info. At debug each request has a line; tokens are in none.
+	LogLevel slog.Level `mapstructure:"log-level"`
 	// ShutdownGrace is how long requests in flight may take after SIGTERM. Default 8s.
 	ShutdownGrace time.Duration `mapstructure:"shutdown-grace"`
+}
+
+// rateLimit is a budget: PerSecond comes back each second, Burst is what an unused one has saved up.
+type rateLimit struct {
+	PerSecond float64 `mapstructure:"per-second"`
+	Burst     int     `mapstructure:"burst"`
 }
 
 func defaults() *serverConfig {
 	return &serverConfig{
 		Listen: "127.0.0.1:5555", OpsListen: "127.0.0.1:2112", CTMode: ctRequired,
-		Lifetime: 10 * time.Minute, MaxInFlight: 512, ShutdownGrace: 8 * time.Second,
+		Lifetime: 10 * time.Minute, MaxInFlight: 512, ShutdownGrace: 8 * time.Second, FailedTokens: rateLimit{100, 1000},
 	}
 }
 
@@ -130,6 +148,15 @@ func (c *serverConfig) Validate() error {
 	if c.MaxInFlight < 1 {
 		p.Addf("max-in-flight %d is not positive", c.MaxInFlight)
 	}
+	if err := identity.RateLimit(c.IdentityLimit).Check(); err != nil && c.IdentityLimit != (rateLimit{}) {
+		p.Addf("identity-limit: %v", err)
+	}
+	if err := identity.RateLimit(c.FailedTokens).Check(); err != nil && c.FailedTokens.PerSecond != 0 {
+		p.Addf("failed-tokens: %v", err)
+	}
+	if _, err := limit.ParseProxies(c.TrustedProxies); err != nil {
+		p.Addf("trusted-proxies: %v", err)
+	}
 	return p.Err()
 }
 
@@ -153,17 +180,22 @@ func (c *serverConfig) validateRecords(p *config.Problems) {
 	}
 }
 
-// loadConfig reads -config FILE, or CA_CONFIG.
-func loadConfig(args []string, stderr io.Writer) (*serverConfig, error) {
+// parse returns the path of -config FILE, or of CA_CONFIG; "" for none.
+func parse(args []string, stderr io.Writer) (path string, err error) {
 	flags := flag.NewFlagSet("ca", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	path := flags.String("config", os.Getenv("CA_CONFIG"), "YAML configuration file; every key can also be set as CA_<KEY>")
+	flags.StringVar(&path, "config", os.Getenv("CA_CONFIG"), "YAML configuration file; every key can also be set as CA_<KEY>")
 	if err := flags.Parse(args); err != nil {
-		return nil, err
+		return "", err
 	}
 	if flags.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+		return "", fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
+	return path, nil
+}
+
+// loadConfig reads the file at path, "" for none, and the environment.
+func loadConfig(path string) (*serverConfig, error) {
 	cfg := defaults()
-	return cfg, config.Load(cfg, *path, "CA")
+	return cfg, config.Load(cfg, path, "CA")
 }

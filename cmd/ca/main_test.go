@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,28 +30,24 @@ import (
 
 func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"ca": main}) }
 
-// TestScript gives each script a key, its chain, a CT log's public key, an issuer file, a
-// request, a token and two free addresses.
+// TestScript gives each script a key, its chain, a key and a chain that could follow it, a CT log's public key, an
+// issuer file, a request, a token and two free addresses. $FIRST and $NEXT are lines of the two chains alone.
 func TestScript(t *testing.T) {
 	idp := identitytest.New(t)
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata/script",
 		Setup: func(env *testscript.Env) error { return setup(t, env, idp) },
-		Cmds:  map[string]func(*testscript.TestScript, bool, []string){"await": await, "get": get, "post": post},
+		Cmds:  map[string]func(*testscript.TestScript, bool, []string){"await": await, "contains": contains, "get": get, "hangup": hangup, "post": post},
 	})
 }
 
 func setup(t *testing.T, env *testscript.Env, idp *identitytest.Provider) error {
-	path := func(name string) string { return filepath.Join(env.WorkDir, name) }
-	key, err := signer.Create(path("key.pem"), signer.P256)
+	path := func(name string) string { return env.WorkDir + string(filepath.Separator) + name }
+	chain, err := hierarchy(path(""))
 	if err != nil {
 		return err
 	}
-	root, err := signer.Create(path("root-key.pem"), signer.P384)
-	if err != nil {
-		return err
-	}
-	chain, err := ca.CreateHierarchy(ca.Hierarchy{RootKey: root, IssuingKey: key, Organization: "Example"})
+	next, err := hierarchy(path("next-"))
 	if err != nil {
 		return err
 	}
@@ -72,6 +69,9 @@ func setup(t *testing.T, env *testscript.Env, idp *identitytest.Provider) error 
 	}
 	for name, data := range map[string][]byte{
 		"chain.pem":        append(encode(chain[0]), encode(chain[1])...),
+		"first-chain.pem":  append(encode(chain[0]), encode(chain[1])...),
+		"next-chain.pem":   append(encode(next[0]), encode(next[1])...),
+		"next-root.pem":    encode(next[1]),
 		"root.pem":         encode(chain[1]),
 		"intermediate.pem": encode(chain[0]),
 		"ct.pem":           logPublic,
@@ -84,6 +84,9 @@ func setup(t *testing.T, env *testscript.Env, idp *identitytest.Provider) error 
 			return err
 		}
 	}
+	for name, cert := range map[string]*x509.Certificate{"FIRST": chain[0], "NEXT": next[0]} {
+		env.Setenv(name, strings.Split(string(encode(cert)), "\n")[8]) // of the signature
+	}
 	for _, name := range []string{"LISTEN", "OPS"} {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -93,6 +96,19 @@ func setup(t *testing.T, env *testscript.Env, idp *identitytest.Provider) error 
 		defer ln.Close()
 	}
 	return nil
+}
+
+// hierarchy makes a chain, whose keys are in files that begin with prefix.
+func hierarchy(prefix string) ([]*x509.Certificate, error) {
+	key, err := signer.Create(prefix+"key.pem", signer.P256)
+	if err != nil {
+		return nil, err
+	}
+	root, err := signer.Create(prefix+"root-key.pem", signer.P384)
+	if err != nil {
+		return nil, err
+	}
+	return ca.CreateHierarchy(ca.Hierarchy{RootKey: root, IssuingKey: key, Organization: "Example"})
 }
 
 func encode(cert *x509.Certificate) []byte {
@@ -138,6 +154,25 @@ func await(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
+// contains URL TEXT waits until what URL answers has TEXT in it.
+func contains(ts *testscript.TestScript, _ bool, args []string) {
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		resp, err := http.Get(args[0])
+		ts.Check(err)
+		body, err := io.ReadAll(resp.Body)
+		ts.Check(err)
+		resp.Body.Close()
+		if strings.Contains(string(body), args[1]) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s has no %q: %s", args[0], args[1], body)
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
 // get URL OUT stores what URL answers in OUT.
 func get(ts *testscript.TestScript, _ bool, args []string) {
 	resp, err := http.Get(args[0])
@@ -146,6 +181,13 @@ func get(ts *testscript.TestScript, _ bool, args []string) {
 	body, err := io.ReadAll(resp.Body)
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), body, 0o600))
+}
+
+// hangup sends SIGHUP to the programs in the background.
+func hangup(ts *testscript.TestScript, _ bool, _ []string) {
+	for _, cmd := range ts.BackgroundCmds() {
+		ts.Check(cmd.Process.Signal(syscall.SIGHUP))
+	}
 }
 
 // post URL TOKENFILE IN OUT sends a request with a bearer token and stores the answer: in OUT,

@@ -53,6 +53,7 @@ func load(dst any, path, prefix string, unmarshal func(*viper.Viper, any, ...vip
 	if err := unmarshal(v, dst, viper.DecodeHook(mapstructure.ComposeDecodeHookFunc(
 		mapstructure.StringToTimeDurationHookFunc(),
 		mapstructure.StringToSliceHookFunc(","),
+		mapstructure.TextUnmarshallerHookFunc(),
 	))); err != nil {
 		problems = append(problems, unjoin(err)...)
 	}
