@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,7 +58,7 @@ The first run makes every key and the TUF repository under --dir, later runs go 
 	flags.StringVar(&f.url, "url", "", "public URL that trust files carry (default http://localhost:<port>); its host is for life")
 	flags.StringVar(&f.fence, "fence", "", "directory of the logs' fence (default DIR/fence); on another volume it also guards against a rollback of the whole --dir")
 	flags.BoolVar(&f.ephemeral, "ephemeral", false, "work in a temporary directory and remove it at the end")
-	flags.StringVar(&f.caConfig, "ca-config", "", "issuer file of the CA (Fulcio's config.yaml), beside the development issuer")
+	flags.StringVar(&f.caConfig, "ca-config", "", "issuer file of the CA (Fulcio's config.yaml), beside the development issuer; read again when it changes and at SIGHUP")
 	flags.BoolVar(&f.demo, "demo", false, "start, sign and verify a file, say what happened, and stop; without --dir in a temporary directory")
 	flags.StringSliceVar(&f.kinds, "kinds", nil, "entry kinds that the Rekor v1 log takes, as in hashedrekord,intoto:0.0.2 (default hashedrekord, dsse, intoto)")
 	flags.BoolVar(&f.attestations, "attestations", false, "keep the payloads of intoto entries and the messages of cose ones, and return them with the entry")
@@ -117,6 +119,12 @@ func up(ctx context.Context, f upFlags, stdout, stderr io.Writer) (err error) {
 		defer ops.Close()
 		reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 		opts.Registerer = reg
+	}
+	if f.caConfig != "" { // without it, a terminal that is closed ends the process
+		hangups := make(chan os.Signal, 1)
+		signal.Notify(hangups, syscall.SIGHUP)
+		defer signal.Stop(hangups)
+		opts.Hangups = hangups
 	}
 	s, err := stack.Open(ctx, opts)
 	if err != nil {

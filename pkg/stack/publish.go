@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/attestry/attestry/internal/signer"
+	"github.com/attestry/attestry/pkg/ca"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/trust"
 )
@@ -85,12 +86,18 @@ func (s *Stack) writeClientFiles() error {
 	})
 }
 
-// Run keeps the TUF metadata fresh, and client/root.json with it, and carries out what is ordered for the
-// logs, until ctx ends.
+// Run keeps the TUF metadata fresh, and client/root.json with it, carries out what is ordered for the
+// logs, and follows the CA's issuer file, until ctx ends.
 func (s *Stack) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.publisher.Run(ctx) })
 	g.Go(func() error { return s.logs.Run(ctx, s.publishLogs) })
+	g.Go(func() error {
+		looks := time.NewTicker(ca.LookEvery)
+		defer looks.Stop()
+		s.ca.Watch(ctx, looks.C, s.opts.Hangups)
+		return nil
+	})
 	g.Go(func() error {
 		tick := time.NewTicker(10 * time.Minute)
 		defer tick.Stop()

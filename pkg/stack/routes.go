@@ -38,26 +38,32 @@ func (s *Stack) openIssuer(m *material) (err error) {
 	return nil
 }
 
-// openCA makes the certificate authority. The development issuer is trusted by its key, so
-// that the process asks nothing of itself over HTTP.
+// openCA makes the certificate authority, which follows its issuer file. The development issuer is trusted by its
+// key, so that the process asks nothing of itself over HTTP.
 func (s *Stack) openCA(m *material) (*ca.CA, error) {
-	opts := identity.Options{Now: s.opts.Now, Logger: s.opts.Logger, Registry: s.opts.Registerer}
-	if s.opts.CAConfig != "" {
-		var err error
-		if opts.Config, err = identity.Load(s.opts.CAConfig); err != nil {
-			return nil, err
+	return ca.Open(func(reading func(string), before *ca.Options) (ca.Options, func(), error) {
+		opts := identity.Options{Now: s.opts.Now, Logger: s.opts.Logger, Registry: s.opts.Registerer}
+		if before != nil {
+			opts.Previous = before.Identity
 		}
-	}
-	if s.issuer != nil {
-		opts.Issuers = append(opts.Issuers, developmentIssuer(s.issuer.IssuerURL(), s.issuer.KeySet()))
-	}
-	verifier, err := identity.New(opts)
-	if err != nil {
-		return nil, err
-	}
-	return ca.New(ca.Options{
-		Signer: m.ca, Chain: m.cas.CAs[m.cas.Issuing].certs, OtherChains: m.cas.others(), Identity: verifier, CT: s.logs.CT(), Recorder: s.records,
-		Now: s.opts.Now, Logger: s.opts.Logger, Registerer: s.opts.Registerer,
+		if s.opts.CAConfig != "" {
+			reading(s.opts.CAConfig)
+			var err error
+			if opts.Config, err = identity.Load(s.opts.CAConfig); err != nil {
+				return ca.Options{}, nil, err
+			}
+		}
+		if s.issuer != nil {
+			opts.Issuers = append(opts.Issuers, developmentIssuer(s.issuer.IssuerURL(), s.issuer.KeySet()))
+		}
+		verifier, err := identity.New(opts)
+		if err != nil {
+			return ca.Options{}, nil, err
+		}
+		return ca.Options{
+			Signer: m.ca, Chain: m.cas.CAs[m.cas.Issuing].certs, OtherChains: m.cas.others(), Identity: verifier, CT: s.logs.CT(), Recorder: s.records,
+			Now: s.opts.Now, Logger: s.opts.Logger, Registerer: s.opts.Registerer,
+		}, nil, nil
 	})
 }
 
@@ -109,8 +115,8 @@ func (s *Stack) routes(m *material) (http.Handler, error) {
 		return nil, err
 	}
 	r := chi.NewRouter()
-	g := grpc.NewServer()
-	caHandler := ca.NewHandler(authority, ca.HandlerOptions{})
+	caHandler := ca.NewHandler(authority, ca.HandlerOptions{Bytes: s.logs.bounds.bytes})
+	g := grpc.NewServer(caHandler.GRPCMetrics()...)
 	caHandler.Register(r)
 	s.registerOps = caHandler.RegisterOps
 	caHandler.RegisterGRPC(g)

@@ -47,8 +47,9 @@ type Options struct {
 	FenceDir string // the logs' fence; "" is Dir/fence
 	URL      string // public URL; "" is the stored one's host, or localhost, with Listen's port
 	Listen   string // host:port that the caller listens on
-	CAConfig string // issuer file of the CA beside the development issuer; "" for none
+	CAConfig string // issuer file of the CA beside the development issuer, followed when it changes; "" for none
 	Issuer   IssuerMode
+	Hangups  <-chan os.Signal // CAConfig is read again at each; nil for none
 
 	Kinds        entry.Kinds // what the Rekor v1 log takes; the zero value is the defaults
 	Attestations bool        // the Rekor v1 log keeps attestations
