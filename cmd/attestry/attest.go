@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/sign"
 )
 
@@ -36,7 +37,7 @@ spdx, spdxjson, cyclonedx, link, vuln, openvex, custom.`,
 			if err != nil {
 				return err
 			}
-			body, err := readLimited(predicate, maxPredicateBytes)
+			body, err := limit.ReadFile(predicate, maxPredicateBytes)
 			if err != nil {
 				return fmt.Errorf("--predicate: %w", err)
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/attestry/attestry/internal/issuer"
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/bench"
 	"github.com/attestry/attestry/pkg/verify"
 )
@@ -113,7 +114,7 @@ func (f *benchFlags) run(ctx context.Context, stderr io.Writer) (*bench.Report, 
 func (f *benchFlags) tokens() ([]string, error) {
 	var tokens []string
 	for _, path := range f.tokenFiles {
-		text, err := readBounded(path)
+		text, err := limit.ReadFile(path, maxBenchFile)
 		if err != nil {
 			return nil, err
 		}
@@ -149,7 +150,7 @@ func (f *benchFlags) verify(ctx context.Context) (*bench.Report, error) {
 			}
 			return nil, fmt.Errorf("--%s is required for target verify", file.flag)
 		}
-		data, err := readBounded(file.path)
+		data, err := limit.ReadFile(file.path, maxBenchFile)
 		if err != nil {
 			return nil, err
 		}
@@ -165,7 +166,7 @@ func (f *benchFlags) verify(ctx context.Context) (*bench.Report, error) {
 // policy accepts anyone unless told otherwise: what is measured does not depend on who signed.
 func (f *benchFlags) policy() (*verify.Policy, error) {
 	if f.key != "" {
-		text, err := readBounded(f.key)
+		text, err := limit.ReadFile(f.key, maxBenchFile)
 		if err != nil {
 			return nil, err
 		}
@@ -201,21 +202,4 @@ func (f *benchFlags) print(stdout io.Writer, report *bench.Report) error {
 		return fmt.Errorf("no request succeeded: %s", report.FirstError)
 	}
 	return nil
-}
-
-// readBounded reads a whole file of at most maxBenchFile bytes.
-func readBounded(path string) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, maxBenchFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", path, err)
-	}
-	if len(data) > maxBenchFile {
-		return nil, fmt.Errorf("%s is over %d bytes", path, maxBenchFile)
-	}
-	return data, nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/ca/identity"
 )
 
@@ -65,7 +66,7 @@ type caseRun struct {
 func ruleKey(issuer, name string) string { return issuer + " " + name }
 
 func (c *caseRun) file(cmd *cobra.Command, path string) error {
-	data, err := readLimited(path, maxCaseFile)
+	data, err := limit.ReadFile(path, maxCaseFile)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/ca"
 	"github.com/attestry/attestry/pkg/ca/identity"
 	"github.com/attestry/attestry/pkg/stack"
@@ -132,9 +133,9 @@ func (f *explainFlags) evidence(stdin io.Reader) (identity.Evidence, error) {
 	var data []byte
 	var err error
 	if path == "-" {
-		data, err = readAtMost(stdin, ca.MaxBody)
+		data, err = limit.ReadAll(stdin, ca.MaxBody)
 	} else {
-		data, err = readLimited(path, ca.MaxBody)
+		data, err = limit.ReadFile(path, ca.MaxBody)
 	}
 	if err != nil {
 		return identity.Evidence{}, fmt.Errorf("%s: %w", name, err)

@@ -18,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/attestry/attestry/internal/durable"
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/ca"
 	"github.com/attestry/attestry/pkg/stack"
@@ -70,7 +71,7 @@ a ca that runs alone: key, chain-file and other-chain-files of its configuration
 }
 
 func runCAInstall(f installFlags, stdout, stderr io.Writer) error {
-	text, err := readLimited(f.chain, maxChainFile)
+	text, err := limit.ReadFile(f.chain, maxChainFile)
 	if err != nil {
 		return fmt.Errorf("--chain: %w", err)
 	}
@@ -182,7 +183,7 @@ Once every client has read of it, the same with --now
 }
 
 func readChainFile(path string) ([]*x509.Certificate, error) {
-	text, err := readLimited(path, maxChainFile)
+	text, err := limit.ReadFile(path, maxChainFile)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +203,7 @@ func writeChain(dir string, chain []*x509.Certificate) (string, error) {
 	sum := sha256.Sum256(text)
 	path := filepath.Join(dir, fmt.Sprintf("ca-chain-%x.pem", sum[:8]))
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-		old, err := readLimited(path, maxChainFile)
+		old, err := limit.ReadFile(path, maxChainFile)
 		if err == nil && !bytes.Equal(old, text) {
 			err = fmt.Errorf("%s is another chain", path)
 		}
@@ -228,7 +229,7 @@ func readCAConfig(path string) (*caConfig, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--config: %w", err)
 	}
-	text, err := readLimited(path, maxConfigFile)
+	text, err := limit.ReadFile(path, maxConfigFile)
 	if err != nil {
 		return nil, fmt.Errorf("--config: %w", err)
 	}

@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/attestry/attestry/internal/durable"
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/sign"
 )
 
@@ -97,7 +98,7 @@ func (f *signFlags) options(ctx context.Context, prompt io.Writer) (sign.Options
 
 func (f *signFlags) identityToken(ctx context.Context, signingConfig []byte, prompt io.Writer) (string, error) {
 	if path, ok := strings.CutPrefix(f.token, "@"); ok {
-		data, err := readLimited(path, 1<<20)
+		data, err := limit.ReadFile(path, 1<<20)
 		if err != nil {
 			return "", fmt.Errorf("reading the identity token: %w", err)
 		}
@@ -117,7 +118,7 @@ func (f *signFlags) identityToken(ctx context.Context, signingConfig []byte, pro
 
 // deliver writes the bundle and says who signed.
 func deliver(stderr io.Writer, signed *sign.Signed, out string) error {
-	if err := writeAtomically(out, append(signed.Bundle, '\n')); err != nil {
+	if err := durable.WriteFile(out, append(signed.Bundle, '\n'), 0o644); err != nil {
 		return fmt.Errorf("writing the bundle: %w", err)
 	}
 	id := signed.Result.VerifiedIdentity
@@ -133,7 +134,7 @@ func readSetting(path, flag, env string) ([]byte, error) {
 	if path == "" {
 		return nil, fmt.Errorf("give --%s FILE or set %s; there is no public default", flag, env)
 	}
-	data, err := readLimited(path, 8<<20)
+	data, err := limit.ReadFile(path, 8<<20)
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", flag, err)
 	}
@@ -142,54 +143,7 @@ func readSetting(path, flag, env string) ([]byte, error) {
 
 func readInput(stdin io.Reader, path string) ([]byte, error) {
 	if path == "-" {
-		return readAtMost(stdin, maxSignBytes)
+		return limit.ReadAll(stdin, maxSignBytes)
 	}
-	return readLimited(path, maxSignBytes)
-}
-
-func readLimited(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return readAtMost(f, limit)
-}
-
-func readAtMost(r io.Reader, limit int64) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("larger than %d bytes", limit)
-	}
-	return data, nil
-}
-
-// writeAtomically leaves either the old file or the whole new one, also after a crash.
-func writeAtomically(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if err := f.Chmod(0o644); err != nil {
-		return err
-	}
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return limit.ReadFile(path, maxSignBytes)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/sign"
 	"github.com/attestry/attestry/pkg/verify"
 )
@@ -105,7 +106,7 @@ func (f *verifyFlags) policy() (*verify.Policy, error) {
 	case f.key != "" && named != "":
 		return nil, errors.New("give --key or an identity, not both")
 	case f.key != "":
-		pem, err := readLimited(f.key, 1<<20)
+		pem, err := limit.ReadFile(f.key, 1<<20)
 		if err != nil {
 			return nil, fmt.Errorf("--key: %w", err)
 		}
@@ -154,7 +155,7 @@ func (f *verifyFlags) readBundle(target string) ([]byte, error) {
 	var err error
 	for _, path := range paths {
 		var data []byte
-		if data, err = readLimited(path, 16<<20); err == nil {
+		if data, err = limit.ReadFile(path, 16<<20); err == nil {
 			return data, nil
 		}
 		if !errors.Is(err, os.ErrNotExist) {

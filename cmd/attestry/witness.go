@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/internal/server"
 	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/log/witness"
@@ -71,7 +72,7 @@ func newWitnessVKeyCommand() *cobra.Command {
 		Example: "  attestry witness vkey --name log.example rekor2.pub",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			data, err := readLimited(args[0], maxPublicFile)
+			data, err := limit.ReadFile(args[0], maxPublicFile)
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
@@ -151,7 +152,7 @@ func (f witnessFlags) watched() ([]witness.Key, error) {
 		keys = append(keys, key)
 	}
 	if f.logsFile != "" {
-		data, err := readLimited(f.logsFile, maxLogsFile)
+		data, err := limit.ReadFile(f.logsFile, maxLogsFile)
 		if err != nil {
 			return nil, fmt.Errorf("--logs: %w", err)
 		}

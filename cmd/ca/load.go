@@ -5,9 +5,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"reflect"
 	"strings"
 	"time"
@@ -177,7 +175,8 @@ func (c *serverConfig) open(reading func(string), before *ca.Options, keyBefore 
 		add("key and chain-file", err)
 	}
 	for _, file := range c.OtherChainFiles {
-		text, err := readFile(reading, file)
+		reading(file)
+		text, err := limit.ReadFile(file, maxFile)
 		if err != nil {
 			add("other-chain-files", err)
 			continue
@@ -200,7 +199,8 @@ func (c *serverConfig) open(reading func(string), before *ca.Options, keyBefore 
 // openCT returns a client for the CT log: the one before, with its connections and what it knows of the log, if
 // address and key are the same.
 func (c *serverConfig) openCT(reading func(string), before *ca.Options) (*ca.CTClient, error) {
-	text, err := readFile(reading, c.CTPublicKeyFile)
+	reading(c.CTPublicKeyFile)
+	text, err := limit.ReadFile(c.CTPublicKeyFile, maxFile)
 	if err != nil {
 		return nil, err
 	}
@@ -215,19 +215,4 @@ func (c *serverConfig) openCT(reading func(string), before *ca.Options) (*ca.CTC
 		}
 	}
 	return ca.NewCTClient(c.CTURL, key)
-}
-
-// readFile reads a small file.
-func readFile(reading func(string), path string) ([]byte, error) {
-	reading(path)
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(data) > maxFile {
-		err = fmt.Errorf("%s: over %d bytes", path, maxFile)
-	}
-	return data, err
 }

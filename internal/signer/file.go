@@ -9,12 +9,14 @@ import (
 	"strings"
 
 	"github.com/sigstore/sigstore/pkg/cryptoutils"
+
+	"github.com/attestry/attestry/internal/limit"
 )
 
 // openFile reads the key in a PEM file. Beside its one private key the file may hold the EC PARAMETERS that `openssl
 // ecparam -genkey` writes before it.
 func openFile(path string, password []byte) (crypto.Signer, error) {
-	data, err := readLimited(path, maxKeyFile)
+	data, err := limit.ReadFile(path, maxKeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("key: %w", err)
 	}

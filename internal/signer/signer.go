@@ -14,10 +14,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/attestry/attestry/internal/limit"
 )
 
 // Algorithm names a kind of key that Create makes.
@@ -75,24 +76,11 @@ func Open(uri string, password []byte) (crypto.Signer, error) {
 
 // ReadPassword returns the content of a password file without the line's end. It is never nil without an error.
 func ReadPassword(path string) ([]byte, error) {
-	data, err := readLimited(path, maxPasswordFile)
+	data, err := limit.ReadFile(path, maxPasswordFile)
 	if err != nil {
 		return nil, err
 	}
 	return append([]byte{}, bytes.TrimRight(data, "\r\n")...), nil
-}
-
-func readLimited(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(data)) > limit {
-		err = fmt.Errorf("%s: over %d bytes", path, limit)
-	}
-	return data, err
 }
 
 // Create makes a new key and stores it durably at path as PKCS#8 PEM with mode 0600.

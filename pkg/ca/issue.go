@@ -42,7 +42,8 @@ func (ca *snapshot) issue(ctx context.Context, req Request) (*Issued, error) {
 	principal, err := ca.opts.Identity.Verify(ctx, req.Token)
 	if err != nil {
 		err = tokenFault(err)
-		ca.metrics.refused(ca.opts.Identity.EntryOf(req.Token), err)
+		claimed, _ := ca.opts.Identity.Claimed(req.Token)
+		ca.metrics.refused(claimed.Entry, err)
 		return nil, err
 	}
 	entry := ca.opts.Identity.Entry(principal.OIDCIssuer)

@@ -6,10 +6,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"time"
 
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/internal/signer"
 )
 
@@ -28,14 +27,17 @@ func OpenPair(uri string, password []byte, chainFile string) (crypto.Signer, []*
 	if uri == signer.Ephemeral {
 		return ephemeral(time.Now())
 	}
-	before, chainErr := readChain(chainFile)
+	before, chainErr := limit.ReadFile(chainFile, maxChainFile)
+	if chainErr != nil {
+		chainErr = fmt.Errorf("certificate chain: %w", chainErr)
+	}
 	key, keyErr := signer.Open(uri, password)
 	if err := errors.Join(keyErr, chainErr); err != nil {
 		return nil, nil, err
 	}
-	after, err := readChain(chainFile)
+	after, err := limit.ReadFile(chainFile, maxChainFile)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("certificate chain: %w", err)
 	}
 	if !bytes.Equal(before, after) {
 		return nil, nil, fmt.Errorf("%w: %s changed while the key was opened", ErrHalfWritten, chainFile)
@@ -54,22 +56,6 @@ func OpenPair(uri string, password []byte, chainFile string) (crypto.Signer, []*
 func owns(pub crypto.PublicKey, cert *x509.Certificate) bool {
 	key, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
 	return ok && key.Equal(pub)
-}
-
-func readChain(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("certificate chain: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxChainFile+1))
-	if err == nil && len(data) > maxChainFile {
-		err = fmt.Errorf("%s: over %d bytes", path, maxChainFile)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("certificate chain: %w", err)
-	}
-	return data, nil
 }
 
 // ephemeral makes a key and a chain that nobody stores.

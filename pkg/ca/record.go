@@ -134,9 +134,8 @@ func (ca *snapshot) recordRefusal(err error, a answer, requestID string) {
 	}
 	r := &Refusal{Time: ca.opts.Now(), Reason: fault.ReasonOf(err), Status: a.status, RequestID: requestID, Detail: fault.Public(err)}
 	if e, ok := err.(*refusedRequest); ok {
-		var print [32]byte
-		if r.OIDCIssuer, print, ok = ca.opts.Identity.Claimed(e.token); ok {
-			r.Token = &print
+		if claimed, ok := ca.opts.Identity.Claimed(e.token); ok {
+			r.OIDCIssuer, r.Token = claimed.OIDCIssuer, &claimed.Fingerprint
 		}
 	}
 	ca.opts.Recorder.Refused(r)

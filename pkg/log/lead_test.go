@@ -2,6 +2,7 @@ package log
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"errors"
 	"testing"
@@ -39,7 +40,9 @@ func TestALeaderThatIsSilentLosesTheLead(t *testing.T) {
 			if err := db.Create(ctx, `CREATE TABLE IF NOT EXISTS things (n BIGINT)`); err != nil {
 				t.Fatal(err)
 			}
-			first, second := newLeadership(db, KeyID{1}, true), newLeadership(db, KeyID{1}, true)
+			// A lock of its own: the server ends a released session a moment later.
+			key := KeyID(sha256.Sum256([]byte(name)))
+			first, second := newLeadership(db, key, true), newLeadership(db, key, true)
 			first.silence = 200 * time.Millisecond
 			if err := first.transact(ctx, func(*sql.Tx) error { return nil }); !errors.Is(err, errFollow) {
 				t.Errorf("a transaction before leading: %v", err)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/attestry/attestry/internal/durable"
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/log"
 )
 
@@ -112,21 +113,17 @@ var labelPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,99}$`)
 
 // ReadShards returns the shards.json of dir, an empty one when there is none.
 func ReadShards(dir string) (*ShardFile, error) {
-	f, err := os.Open(filepath.Join(dir, shardsName))
+	path := filepath.Join(dir, shardsName)
+	raw, err := limit.ReadFile(path, maxShardFile)
 	if errors.Is(err, os.ErrNotExist) {
 		return &ShardFile{Version: shardFileVersion}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading shards: %w", err)
 	}
-	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, maxShardFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading shards: %w", err)
-	}
 	file, err := parseShards(raw)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", f.Name(), err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return file, nil
 }

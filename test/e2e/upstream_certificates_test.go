@@ -10,12 +10,9 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -187,37 +184,11 @@ func (p *issuers) token(name string, changes map[string]any) string {
 // fulcioServer starts upstream with a CA of its own and no CT log, and returns its URL.
 func fulcioServer(t *testing.T, exe string, b *sandbox, config string) string {
 	t.Helper()
-	port := func(address string) string { return address[strings.LastIndex(address, ":")+1:] }
 	address := freeAddress(t)
-	logFile := b.path("fulcio.log")
-	out, err := os.Create(logFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close() // the child has its own
-	cmd := exec.Command(exe, "serve", "--ca=ephemeralca", "--ct-log-url=", "--config-path="+config, "--host=127.0.0.1", "--port="+port(address),
-		"--grpc-host=127.0.0.1", "--grpc-port="+port(freeAddress(t)), "--metrics-port="+port(freeAddress(t)), "--log_type=prod",
-		"--legacy-unix-domain-socket="+b.path("fulcio.sock"))
-	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = b.env, b.home, out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }() // ends with the process
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-exited
-		if t.Failed() {
-			t.Logf("the last lines of fulcio:\n%s", tail(logFile, 20))
-		}
-	})
-	url := "http://" + address
-	eventually(t, "fulcio answers", func() bool {
-		status, _, err := call(t.Context(), http.MethodGet, url+"/api/v2/configuration", "", "")
-		return err == nil && status == http.StatusOK
-	})
-	return url
+	upstreamServer(t, exe, address, "/api/v2/configuration", "serve", "--ca=ephemeralca", "--ct-log-url=", "--config-path="+config, "--host=127.0.0.1",
+		"--port="+portOf(t, address), "--grpc-host=127.0.0.1", "--grpc-port="+portOf(t, freeAddress(t)), "--metrics-port="+portOf(t, freeAddress(t)),
+		"--log_type=prod", "--legacy-unix-domain-socket="+b.path("fulcio.sock"))
+	return "http://" + address
 }
 
 // caRole starts the program ca with keys of its own and no CT log, and returns its URL.

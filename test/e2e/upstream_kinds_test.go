@@ -18,7 +18,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -158,44 +157,11 @@ func rekorServer(t *testing.T, trillianFlags ...string) string {
 		t.Fatal(err)
 	}
 	address := freeAddress(t)
-	_, listen, err := net.SplitHostPort(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	logFile := b.path("rekor-server.log")
-	out, err := os.Create(logFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close() // the child has its own
-	cmd := exec.Command(exe, "serve", "--rekor_server.address=127.0.0.1", "--port="+listen, "--rekor_server.signer=memory",
+	upstreamServer(t, exe, address, "/api/v1/log", "serve", "--rekor_server.address=127.0.0.1", "--port="+portOf(t, address), "--rekor_server.signer=memory",
 		"--trillian_log_server.address="+host, "--trillian_log_server.port="+port, "--log_type=prod",
 		"--enable_retrieve_api=false", "--enabled_api_endpoints=createLogEntry,getLogEntryByIndex,getLogEntryByUUID,getLogInfo,getPublicKey,getLogProof,searchLogQuery",
 		"--enable_attestation_storage", "--attestation_storage_bucket=file://"+attestations)
-	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = b.env, b.home, out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }() // ends with the process
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-exited
-		if t.Failed() {
-			t.Logf("the last lines of rekor-server:\n%s", tail(logFile, 20))
-		}
-	})
-	url := "http://" + address
-	eventually(t, "rekor-server answers", func() bool {
-		resp, err := http.Get(url + "/api/v1/log")
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
-	})
-	return url
+	return "http://" + address
 }
 
 type anonEntry struct {

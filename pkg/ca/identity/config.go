@@ -3,12 +3,12 @@ package identity
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/attestry/attestry/internal/limit"
 )
 
 // Config says whose identity tokens count, and for what.
@@ -81,12 +81,7 @@ type Provider struct {
 // Load reads the configuration file at path, YAML or JSON. A missing file is an error: Fulcio
 // then trusts public issuers, a private CA must not.
 func Load(path string) (*Config, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("issuer configuration: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	data, err := limit.ReadFile(path, maxConfig)
 	if err != nil {
 		return nil, fmt.Errorf("issuer configuration: %w", err)
 	}

@@ -21,6 +21,8 @@ import (
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	jose "github.com/go-jose/go-jose/v4"
+
+	"github.com/attestry/attestry/internal/limit"
 )
 
 const (
@@ -97,7 +99,7 @@ func withPort(u *url.URL) string {
 func (s *source) prepare() error {
 	pem := s.caPEM
 	for _, name := range s.caFiles {
-		data, err := readSmall(name)
+		data, err := limit.ReadFile(name, maxDocument)
 		if err != nil {
 			return fmt.Errorf("CA certificates: %w", err)
 		}
@@ -322,7 +324,7 @@ func (s *source) get(ctx context.Context, where string) ([]byte, error) {
 	}
 	// Without Accept, as go-oidc: a Kubernetes API server answers 406 for its keys to application/json.
 	if s.isAPIServer(req.URL) { // nobody else may see the pod's token, no other cluster either
-		token, err := readSmall(s.tokenFile)
+		token, err := limit.ReadFile(s.tokenFile, maxDocument)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}
@@ -343,7 +345,7 @@ func (s *source) get(ctx context.Context, where string) ([]byte, error) {
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s answered %s", where, resp.Status)
 	}
-	body, err := readLimited(resp.Body)
+	body, err := limit.ReadAll(resp.Body, maxDocument)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", where, err)
 	}

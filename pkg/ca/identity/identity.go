@@ -141,19 +141,27 @@ func tokenID(c claims, token string) [32]byte {
 	return sha256.Sum256([]byte("jws " + token[:max(0, strings.LastIndexByte(token, '.'))])) // claims that are only explained have no token
 }
 
-// Claimed returns what token says of itself without being verified, as far as it may be kept: ok tells whether
-// it is a well-formed token at all, which gives it a fingerprint, and oidcIssuer is its iss when that is one of the configured, else "".
-func (v *Verifier) Claimed(token string) (oidcIssuer string, print [32]byte, ok bool) {
+// Claimed is what a token says of itself without being verified, as far as it may be kept.
+type Claimed struct {
+	Entry       *Issuer  // the configured issuer that its iss belongs to, see Verifier.Entry; nil when there is none
+	OIDCIssuer  string   // its iss; "" without an Entry, or when it may not be kept
+	Fingerprint [32]byte // as Principal has it
+}
+
+// Claimed looks at token; ok tells whether it is a well-formed token at all.
+func (v *Verifier) Claimed(token string) (out Claimed, ok bool) {
 	payload, err := splitToken(token)
 	if err != nil {
-		return "", print, false
+		return out, false
 	}
 	c, err := parseClaims(payload)
 	if err != nil {
-		return "", print, false
+		return out, false
 	}
-	if iss := c.text("iss"); v.find(iss) != nil && printable(iss) {
-		oidcIssuer = iss
+	iss := c.text("iss")
+	out = Claimed{Entry: v.Entry(iss), Fingerprint: fingerprint(token)}
+	if out.Entry != nil && printable(iss) {
+		out.OIDCIssuer = iss
 	}
-	return oidcIssuer, fingerprint(token), true
+	return out, true
 }

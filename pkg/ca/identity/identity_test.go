@@ -120,11 +120,11 @@ func TestWhatIsKeptOfATokenThatIsNotVerified(t *testing.T) {
 		{"two parts", "a.b", "", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			issuer, print, ok := v.Claimed(tt.token)
-			if issuer != tt.issuer || ok != tt.ok || ok == (print == [32]byte{}) {
-				t.Errorf("got %q %x %v", issuer, print, ok)
+			claimed, ok := v.Claimed(tt.token)
+			if claimed.OIDCIssuer != tt.issuer || ok != tt.ok || ok == (claimed.Fingerprint == [32]byte{}) {
+				t.Errorf("got %+v %v", claimed, ok)
 			}
-			if tt.token == good && print != verified.Fingerprint {
+			if tt.token == good && claimed.Fingerprint != verified.Fingerprint {
 				t.Error("the fingerprint is another than that of the verified token")
 			}
 		})

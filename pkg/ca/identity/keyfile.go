@@ -3,10 +3,11 @@ package identity
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"sync"
 	"time"
+
+	"github.com/attestry/attestry/internal/limit"
 )
 
 // statEvery is how long a file of keys is used without a look at it.
@@ -87,7 +88,7 @@ func readKeys(path string, before os.FileInfo) (*fetched, os.FileInfo, error) {
 	if before != nil && os.SameFile(before, info) && before.ModTime().Equal(info.ModTime()) && before.Size() == info.Size() {
 		return nil, info, nil
 	}
-	data, err := readLimited(file)
+	data, err := limit.ReadAll(file, maxDocument)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -96,27 +97,6 @@ func readKeys(path string, before os.FileInfo) (*fetched, os.FileInfo, error) {
 		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return &fetched{keys: keys, algs: supported(allAlgorithms)}, info, nil
-}
-
-func readLimited(r io.Reader) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxDocument+1))
-	if err == nil && len(data) > maxDocument {
-		err = fmt.Errorf("over %d bytes", maxDocument)
-	}
-	return data, err
-}
-
-func readSmall(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := readLimited(f)
-	if err != nil {
-		err = fmt.Errorf("%s: %w", path, err)
-	}
-	return data, err
 }
 
 // staticKeys parses keys of the configuration itself.

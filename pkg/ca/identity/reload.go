@@ -59,19 +59,6 @@ func (v *Verifier) Entry(oidcIssuer string) *Issuer {
 	return nil
 }
 
-// EntryOf is Entry for the issuer that token says it is of. Nothing of token is verified.
-func (v *Verifier) EntryOf(token string) *Issuer {
-	payload, err := splitToken(token)
-	if err != nil {
-		return nil
-	}
-	c, err := parseClaims(payload)
-	if err != nil {
-		return nil
-	}
-	return v.Entry(c.text("iss"))
-}
-
 // KeyStatus is how the keys of one configured issuer are, or those of all issuers of a pattern together.
 type KeyStatus struct {
 	Issuer  string    // URL or pattern

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/pkg/ca/identity"
 	"github.com/attestry/attestry/pkg/ca/identity/identitytest"
@@ -128,7 +130,8 @@ func TestEntriesAreFoundForIssuersAndTokens(t *testing.T) {
 	p, c := identitytest.New(t), newClock()
 	v := verifier(t, c, emailIssuer(p), identity.Issuer{URL: "https://*.idp.example.com", Wildcard: true, Audience: "x", Type: identity.Email})
 	for iss, want := range map[string]string{p.URL: p.URL, "https://a.idp.example.com": "https://*.idp.example.com", "https://a.b.idp.example.com": ""} {
-		for how, entry := range map[string]*identity.Issuer{"URL": v.Entry(iss), "token": v.EntryOf(p.Token(c.now(), map[string]any{"iss": iss}))} {
+		claimed, _ := v.Claimed(p.Token(c.now(), map[string]any{"iss": iss}))
+		for how, entry := range map[string]*identity.Issuer{"URL": v.Entry(iss), "token": claimed.Entry} {
 			got := ""
 			if entry != nil {
 				got = entry.URL
@@ -138,8 +141,10 @@ func TestEntriesAreFoundForIssuersAndTokens(t *testing.T) {
 			}
 		}
 	}
-	if v.EntryOf("a.b") != nil || v.EntryOf("") != nil {
-		t.Error("what is no token has an entry")
+	for _, none := range []string{"a.b", ""} {
+		if claimed, ok := v.Claimed(none); ok || claimed.Entry != nil {
+			t.Error("what is no token has an entry")
+		}
 	}
 }
 
@@ -166,5 +171,21 @@ func TestRateLimitsAreRead(t *testing.T) {
 		if c, err := identity.Parse([]byte(issuer + text)); err == nil {
 			t.Errorf("%s was read as %v", text, c.Issuers[0].RateLimit)
 		}
+	}
+}
+
+// A file that changes while a server reads it for the first time is read twice, with nothing in force in between.
+func TestAConfigurationCanBeReadTwiceAtTheStart(t *testing.T) {
+	p, c := identitytest.New(t), newClock()
+	registry := prometheus.NewRegistry()
+	for range 2 {
+		if _, err := identity.New(identity.Options{Issuers: []identity.Issuer{emailIssuer(p)}, Now: c.now, Registry: registry}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	taken := prometheus.NewRegistry()
+	taken.MustRegister(prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ca_issuer_key_fetches_total", Help: "Another."}, []string{"other"}))
+	if _, err := identity.New(identity.Options{Issuers: []identity.Issuer{emailIssuer(p)}, Now: c.now, Registry: taken}); err == nil {
+		t.Error("a metric of another maker is taken for ours")
 	}
 }

@@ -113,8 +113,8 @@ func New(o Options) (*Verifier, error) {
 	case o.Previous != nil:
 		v.fetches, v.fileReads, v.first = o.Previous.fetches, o.Previous.fileReads, o.Previous.first
 	case o.Registry != nil:
-		for _, c := range []prometheus.Collector{v.fetches, v.fileReads} {
-			if err := o.Registry.Register(c); err != nil {
+		for _, c := range []**prometheus.CounterVec{&v.fetches, &v.fileReads} {
+			if err := register(o.Registry, c); err != nil {
 				return nil, err
 			}
 		}
@@ -135,6 +135,22 @@ func New(o Options) (*Verifier, error) {
 	}
 	v.opts.Previous = nil // or each reload would hold all before it
 	return v, errors.Join(problems...)
+}
+
+// register registers *c, or makes it the collector that is there: a configuration that changes while it is read for the
+// first time is read twice.
+func register(r prometheus.Registerer, c **prometheus.CounterVec) error {
+	err := r.Register(*c)
+	var already prometheus.AlreadyRegisteredError
+	if !errors.As(err, &already) {
+		return err
+	}
+	there, ok := already.ExistingCollector.(*prometheus.CounterVec)
+	if !ok {
+		return err
+	}
+	*c = there
+	return nil
 }
 
 func (v *Verifier) add(i Issuer, all *Config, rules ruleSet) error {

@@ -8,11 +8,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"time"
 
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/internal/reload"
 )
 
@@ -84,31 +83,15 @@ func ParseRoots(text []byte) ([][]byte, error) {
 
 // ReadRoots reads a file as ParseRoots has it, for Options.Roots.
 func ReadRoots(path string) ([][]byte, error) {
-	text, err := readRootsFile(path)
+	text, err := limit.ReadFile(path, maxRootsFile)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading accepted roots: %w", err)
 	}
 	roots, err := ParseRoots(text)
 	if err != nil {
 		return nil, fmt.Errorf("reading accepted roots from %s: %w", path, err)
 	}
 	return roots, nil
-}
-
-func readRootsFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading accepted roots: %w", err)
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxRootsFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading accepted roots: %w", err)
-	}
-	if len(text) > maxRootsFile {
-		return nil, fmt.Errorf("reading accepted roots from %s: it has over %d bytes", path, maxRootsFile)
-	}
-	return text, nil
 }
 
 // RootsWatcher keeps the accepted roots of handlers equal to a PEM file, see internal/reload.

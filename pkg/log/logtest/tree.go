@@ -104,7 +104,7 @@ func testSizes(t *testing.T, store *TreeStore) {
 		s.append(t, s.fresh(n)...)
 	}
 	s.check(t)
-	roots := roots(s.leaves)
+	roots := roots(t, s.leaves)
 	for size := 1; size <= len(s.leaves); size++ {
 		s.checkAt(t, roots, uint64(size))
 		if t.Failed() {
@@ -123,7 +123,7 @@ func testLargeEntries(t *testing.T, store *TreeStore) {
 	}
 	s.append(t, batch...)
 	s.check(t)
-	s.checkAt(t, roots(s.leaves), uint64(len(s.leaves)))
+	s.checkAt(t, roots(t, s.leaves), uint64(len(s.leaves)))
 }
 
 // largest returns an entry of log.MaxEntry bytes.
@@ -143,7 +143,7 @@ func testReopen(t *testing.T, store *TreeStore) {
 		s.append(t, s.fresh(11)...)
 	}
 	s.check(t)
-	s.checkAt(t, roots(s.leaves), uint64(len(s.leaves)))
+	s.checkAt(t, roots(t, s.leaves), uint64(len(s.leaves)))
 }
 
 func testContext(t *testing.T, store *TreeStore) {
@@ -203,7 +203,7 @@ func testWriters(t *testing.T, store *TreeStore) {
 	}
 	s.await(t, writers*batches*entries)
 	s.check(t)
-	s.checkAt(t, roots(s.leaves), uint64(len(s.leaves)))
+	s.checkAt(t, roots(t, s.leaves), uint64(len(s.leaves)))
 }
 
 func testCrash(t *testing.T, store *TreeStore, crash Crash) {
@@ -249,7 +249,7 @@ func testCrash(t *testing.T, store *TreeStore, crash Crash) {
 	s.tree = reopen(t, store)
 	s.append(t, s.fresh(9)...)
 	s.check(t)
-	s.checkAt(t, roots(s.leaves), uint64(len(s.leaves)))
+	s.checkAt(t, roots(t, s.leaves), uint64(len(s.leaves)))
 }
 
 func testLink(t *testing.T, store *TreeStore, link Link) {
@@ -288,7 +288,7 @@ func testLink(t *testing.T, store *TreeStore, link Link) {
 	s.append(t, s.fresh(5)...)
 	link.Line.Late(0)
 	s.check(t)
-	s.checkAt(t, roots(s.leaves), uint64(len(s.leaves)))
+	s.checkAt(t, roots(t, s.leaves), uint64(len(s.leaves)))
 }
 
 // subject is a tree and what must be in it.
@@ -505,16 +505,17 @@ func (s *subject) checkBundles(t *testing.T) {
 }
 
 // roots returns the root of every size, computed from the leaves alone.
-func roots(leaves [][]byte) [][]byte {
+func roots(t *testing.T, leaves [][]byte) [][]byte {
+	t.Helper()
 	tree := (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewEmptyRange(0)
 	roots := [][]byte{rfc6962.DefaultHasher.EmptyRoot()}
 	for _, leaf := range leaves {
 		if err := tree.Append(rfc6962.DefaultHasher.HashLeaf(leaf), nil); err != nil {
-			panic(err) // ranges of one factory always fit
+			t.Fatal(err)
 		}
 		root, err := tree.GetRootHash(nil)
 		if err != nil {
-			panic(err)
+			t.Fatal(err)
 		}
 		roots = append(roots, root)
 	}

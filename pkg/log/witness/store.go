@@ -7,13 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/attestry/attestry/internal/durable"
+	"github.com/attestry/attestry/internal/limit"
 )
 
 // A witness remembers, for each origin, the last checkpoint that it cosigned, with the cosignature: that
@@ -88,7 +88,7 @@ func (s *store) prepare(origin string) error {
 // key or name made, says nothing about what by has cosigned.
 func (s *store) load(origin string, by Key) (record, error) {
 	path := s.path(origin, recordFile)
-	note, err := readFile(path, maxNote)
+	note, err := limit.ReadFile(path, maxNote)
 	if errors.Is(err, os.ErrNotExist) {
 		return record{}, nil
 	}
@@ -174,18 +174,4 @@ func (s *store) keepEvidence(held record, seen checkpoint, note []byte, at time.
 		return "", err
 	}
 	return path, s.write(path+".new", path, append(data, '\n'))
-}
-
-// readFile reads a file of at most limit bytes.
-func readFile(path string, limit int64) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, limit+1))
-	if err == nil && int64(len(data)) > limit {
-		err = fmt.Errorf("%s has over %d bytes", path, limit)
-	}
-	return data, err
 }
