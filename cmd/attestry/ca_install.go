@@ -127,7 +127,17 @@ func (f installFlags) intoConfig(chain []*x509.Certificate) (warnings []string, 
 	if err != nil {
 		return nil, "", err
 	}
-	doc, err := readCAConfig(f.config)
+	path, err := filepath.EvalSymlinks(f.config) // the file is replaced, not the link to it
+	if err != nil {
+		return nil, "", fmt.Errorf("--config: %w", err)
+	}
+	// From before the file is read until it is replaced: of two that read the same, the second would undo the first.
+	release, err := durable.LockDir(filepath.Dir(path))
+	if err != nil {
+		return nil, "", fmt.Errorf("--config: %w", err)
+	}
+	defer release()
+	doc, err := readCAConfig(path)
 	if err != nil {
 		return nil, "", err
 	}
@@ -154,19 +164,20 @@ func (f installFlags) intoConfig(chain []*x509.Certificate) (warnings []string, 
 	if warnings, err = ca.CheckNew(chain, key, earlier, time.Now()); err != nil {
 		return warnings, "", err
 	}
-	path, err := writeChain(filepath.Dir(doc.get("chain-file")), chain)
+	// The chain first: a crash behind it leaves a file that nobody reads, and that the next try finds.
+	stored, err := writeChain(filepath.Dir(doc.get("chain-file")), chain)
 	if err != nil {
 		return warnings, "", err
 	}
 	if f.now {
 		others = append(others, doc.get("chain-file"))
 		doc.set("key", f.key)
-		doc.set("chain-file", path)
+		doc.set("chain-file", stored)
 		if f.passwordFile != "" {
 			doc.set("key-password-file", f.passwordFile)
 		}
 	} else {
-		others = append(others, path)
+		others = append(others, stored)
 	}
 	doc.setList("other-chain-files", others)
 	if err := doc.write(); err != nil {
@@ -179,7 +190,7 @@ func (f installFlags) intoConfig(chain []*x509.Certificate) (warnings []string, 
   tlog            add its root to the roots-file of the CT log
   tuf-publisher   records: - {kind: ca, url: …, chain-file: %[3]s}
 Once every client has read of it, the same with --now
-`, chain[0].Subject, f.config, path), nil
+`, chain[0].Subject, f.config, stored), nil
 }
 
 func readChainFile(path string) ([]*x509.Certificate, error) {
@@ -221,10 +232,6 @@ type caConfig struct {
 }
 
 func readCAConfig(path string) (*caConfig, error) {
-	path, err := filepath.EvalSymlinks(path) // the file is replaced, not the link to it
-	if err != nil {
-		return nil, fmt.Errorf("--config: %w", err)
-	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("--config: %w", err)

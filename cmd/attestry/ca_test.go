@@ -6,13 +6,17 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/internal/signer"
 	"github.com/attestry/attestry/pkg/ca"
 )
@@ -105,6 +109,91 @@ func TestACertificateOfAPKIGoesIntoAConfiguration(t *testing.T) {
 	// And that is a pair to issue with.
 	if _, _, err := ca.OpenPair(uri, nil, stored[0]); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestInstallsAtOnceLoseNothing runs several processes that each publish a chain of their own in one configuration.
+func TestInstallsAtOnceLoseNothing(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	key, err := signer.Create(path("old.key"), signer.P256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := signer.New(signer.P384)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := ca.CreateHierarchy(ca.Hierarchy{RootKey: root, IssuingKey: key, Organization: "Old"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	writePEM(t, path("old.pem"), old)
+	if err := os.WriteFile(path("ca.yaml"), []byte("key: file:"+path("old.key")+"\nchain-file: "+path("old.pem")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	install := func(name string) error {
+		out, err := exec.CommandContext(t.Context(), "attestry", "ca", "install", "--config", path("ca.yaml"), "--key", "file:"+path(name+".key"), "--chain", path(name+".pem")).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s: %w\n%s", name, err, out)
+		}
+		return nil
+	}
+	names := []string{"a", "b", "c", "d", "e", "f"}
+	for _, name := range names {
+		key, err := signer.Create(path(name+".key"), signer.P256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain, err := ca.CreateHierarchy(ca.Hierarchy{RootKey: root, IssuingKey: key, Organization: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		writePEM(t, path(name+".pem"), chain)
+	}
+
+	release, err := durable.LockDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := install("a"); err == nil || !strings.Contains(err.Error(), "nothing was changed") || !strings.Contains(err.Error(), "another command is changing") {
+		t.Errorf("beside another command: %v", err)
+	}
+	if left, err := filepath.Glob(path("ca-chain-*")); err != nil || len(left) != 0 {
+		t.Errorf("a command that was refused left %v, %v", left, err)
+	}
+	release()
+
+	var all sync.WaitGroup
+	for _, name := range names {
+		all.Go(func() {
+			for { // until it is its turn
+				err := install(name)
+				if err == nil {
+					return
+				}
+				if !strings.Contains(err.Error(), "another command is changing") {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	doc, err := readCAConfig(path("ca.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]bool{}
+	for _, file := range doc.list("other-chain-files") {
+		chain, err := readChainFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found[chain[0].Subject.Organization[0]] = true
+	}
+	if len(found) != len(names) || len(doc.list("other-chain-files")) != len(names) {
+		t.Errorf("of %v the configuration has %v", names, found)
 	}
 }
 

@@ -3,9 +3,11 @@ package durable
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // Temp begins the names of files that WriteFile is writing. Those of a process that was killed stay behind.
@@ -52,4 +54,21 @@ func RemoveTemps(dir string) error {
 		}
 	}
 	return nil
+}
+
+// LockDir keeps two commands from changing files of a directory at once: it fails while another process, or an earlier
+// call, holds the lock. It ends with release or with the process, and leaves no file.
+func LockDir(path string) (release func(), err error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		dir.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another command is changing %s", path)
+		}
+		return nil, fmt.Errorf("locking %s: %w", path, err)
+	}
+	return func() { dir.Close() }, nil
 }

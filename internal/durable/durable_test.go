@@ -3,6 +3,7 @@ package durable_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/attestry/attestry/internal/durable"
@@ -43,5 +44,25 @@ func TestWhatAKilledProcessLeftIsRemoved(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 || entries[0].Name() != "kept" {
 		t.Errorf("%v, %v", entries, err)
+	}
+}
+
+func TestOneCommandAtATimeChangesADirectory(t *testing.T) {
+	dir := t.TempDir()
+	release, err := durable.LockDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := durable.LockDir(dir); err == nil || !strings.Contains(err.Error(), "another command is changing") {
+		t.Errorf("a second lock: %v", err)
+	}
+	release()
+	release, err = durable.LockDir(dir)
+	if err != nil {
+		t.Fatalf("after the release: %v", err)
+	}
+	release()
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("the lock left %v, %v", left, err)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/attestry/attestry/internal/durable"
@@ -56,9 +55,9 @@ type NewCA struct {
 // return: what was replaced ends in trust material. warnings are for the operator.
 func InstallCA(dir string, n NewCA, now time.Time) (warnings []string, err error) {
 	keysDir := filepath.Join(dir, "keys")
-	release, err := lockKeys(keysDir)
+	release, err := durable.LockDir(keysDir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the keys of the instance: %w", err)
 	}
 	defer release()
 	list, err := readAuthorities(keysDir)
@@ -223,20 +222,4 @@ func (l *authorities) others() [][]*x509.Certificate {
 		}
 	}
 	return chains
-}
-
-// lockKeys keeps two commands from changing the keys directory at once.
-func lockKeys(keysDir string) (release func(), err error) {
-	dir, err := os.Open(keysDir)
-	if err != nil {
-		return nil, fmt.Errorf("the keys of the instance: %w", err)
-	}
-	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		dir.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another command is changing %s", keysDir)
-		}
-		return nil, fmt.Errorf("locking %s: %w", keysDir, err)
-	}
-	return func() { dir.Close() }, nil
 }
