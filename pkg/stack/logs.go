@@ -99,6 +99,7 @@ type Logs struct {
 	ct     *CTLogs
 
 	mu      sync.Mutex // guards what follows
+	roots   [][]byte   // of SetRoots, nil before: what CT logs without a RootsFile accept
 	members []*member  // of each kind oldest first
 	stale   bool       // trust material does not say yet what the members are
 
@@ -381,6 +382,31 @@ func (l *Logs) open(ctx context.Context, m *member) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	m.log, m.tree, m.db, m.index, m.ct, m.roots = opened.log, opened.tree, opened.db, opened.index, opened.ct, opened.roots
+	return l.acceptRoots(m)
+}
+
+// SetRoots has the CT logs that stand on LogSpec.Roots accept these, DER, and no others: those that are open when it
+// returns, later ones from their beginning.
+func (l *Logs) SetRoots(roots [][]byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.roots = roots
+	for _, m := range l.members {
+		if err := l.acceptRoots(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// acceptRoots gives m, when it is an open CT log, the roots of SetRoots. l.mu is held.
+func (l *Logs) acceptRoots(m *member) error {
+	if m.ct == nil || l.roots == nil || m.spec.RootsFile != "" {
+		return nil
+	}
+	if err := m.ct.SetRoots(l.roots); err != nil {
+		return fmt.Errorf("accepted roots of log %s: %w", m.spec.Label, err)
+	}
 	return nil
 }
 
@@ -640,9 +666,18 @@ func (c *CTLogs) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // AddPreChain submits to the newest log, see ct.Handler. A chain that meets it frozen goes to its successor.
 func (c *CTLogs) AddPreChain(ctx context.Context, chain [][]byte) ([]byte, error) {
+	return c.add(ctx, chain, (*ct.Handler).AddPreChain)
+}
+
+// AddChain is AddPreChain for a certificate in place of a precertificate.
+func (c *CTLogs) AddChain(ctx context.Context, chain [][]byte) ([]byte, error) {
+	return c.add(ctx, chain, (*ct.Handler).AddChain)
+}
+
+func (c *CTLogs) add(ctx context.Context, chain [][]byte, submit func(*ct.Handler, context.Context, [][]byte) ([]byte, error)) ([]byte, error) {
 	for {
 		h := c.set.Load().newest
-		sct, err := h.AddPreChain(ctx, chain)
+		sct, err := submit(h, ctx, chain)
 		if fault.KindOf(err) != fault.Frozen || c.set.Load().newest == h {
 			return sct, err
 		}

@@ -21,7 +21,16 @@ import (
 // Refused chains are fault.Invalid or fault.TooLarge; an overloaded or halted log is
 // fault.Overloaded or fault.Unavailable.
 func (h *Handler) AddPreChain(ctx context.Context, chain [][]byte) ([]byte, error) {
-	s, _, err := h.add(ctx, chain, true)
+	return h.addMarshalled(ctx, chain, true)
+}
+
+// AddChain is AddPreChain for a certificate in place of a precertificate.
+func (h *Handler) AddChain(ctx context.Context, chain [][]byte) ([]byte, error) {
+	return h.addMarshalled(ctx, chain, false)
+}
+
+func (h *Handler) addMarshalled(ctx context.Context, chain [][]byte, precert bool) ([]byte, error) {
+	s, _, err := h.add(ctx, chain, precert)
 	if err != nil {
 		return nil, err
 	}
