@@ -48,7 +48,7 @@ It goes in two steps, so that no client meets a certificate of a CA that it has 
 chain beside the one that issues. Wait until every client has fetched trust material: a day where they keep it. The
 second, the same command with --now, issues with it; the chain before stays published, and what it issued verifies for ever.
 
-With --dir the server is an instance of "attestry up", which takes it over at its next start. With --config it is
+With --dir the server is an instance of "attestry up", which takes it over within seconds, or at its next start. With --config it is
 a ca that runs alone: key, chain-file and other-chain-files of its configuration are changed in one step, all else stays as it is.`,
 		Example: "  attestry ca install --dir ./attestry-data --chain ca-2.pem\n  attestry ca install --dir ./attestry-data --chain ca-2.pem --now\n  attestry ca install --config /etc/attestry/ca.yaml --key file:/etc/attestry/ca-2.key --chain ca-2.pem",
 		Args:    cobra.NoArgs,
@@ -112,9 +112,9 @@ func (f installFlags) intoInstance(chain []*x509.Certificate) (warnings []string
 		return warnings, "", err
 	}
 	if f.now {
-		return warnings, fmt.Sprintf("%s issues from the next start of `attestry up` on\n", chain[0].Subject), nil
+		return warnings, fmt.Sprintf("%s issues in a few seconds, or from the next start of `attestry up` on\n", chain[0].Subject), nil
 	}
-	return warnings, fmt.Sprintf("%s is published by the next start of `attestry up`; once every client has read of it, the same with --now\n", chain[0].Subject), nil
+	return warnings, fmt.Sprintf("%s is published in a few seconds, or by the next start of `attestry up`; once every client has read of it, the same with --now\n", chain[0].Subject), nil
 }
 
 // intoConfig changes the configuration of a ca that runs alone. Its file is replaced as a whole, and names a new file for the

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,12 +48,12 @@ type authority struct {
 type NewCA struct {
 	Key   string // URI of its key; a file: must lie in the keys directory of the instance
 	Chain []*x509.Certificate
-	Issue bool // issue with it from the next start; otherwise it is only published
+	Issue bool // issue with it; otherwise it is only published
 }
 
-// InstallCA stores n for the instance in dir, which may run: its next start publishes the chain, beside all earlier ones, and
-// issues with it if n says so. Installing a published chain again with Issue makes it the one that issues. Chains never
-// return: what was replaced ends in trust material. warnings are for the operator.
+// InstallCA stores n for the instance in dir. One that runs takes it over within seconds, else the next start does: it publishes
+// the chain, beside all earlier ones, and then issues with it if n says so. Installing a published chain again with Issue makes
+// it the one that issues. Chains never return: what was replaced ends in trust material. warnings are for the operator.
 func InstallCA(dir string, n NewCA, now time.Time) (warnings []string, err error) {
 	keysDir := filepath.Join(dir, "keys")
 	release, err := durable.LockDir(keysDir)
@@ -86,6 +87,9 @@ func InstallCA(dir string, n NewCA, now time.Time) (warnings []string, err error
 		return warnings, err
 	}
 	if place == len(list.CAs) {
+		if n.Issue {
+			warnings = append(warnings, "it was not published before: clients refuse what it issues until they have fetched trust material anew")
+		}
 		if place == maxAuthorities {
 			return warnings, fmt.Errorf("%s has %d CA certificates, the most there can be", authoritiesName, maxAuthorities)
 		}
@@ -192,6 +196,12 @@ func (l *authorities) parse(name string) error {
 		}
 	}
 	return nil
+}
+
+func (a authority) equal(b authority) bool { return a.Key == b.Key && a.Chain == b.Chain }
+
+func (l *authorities) equal(other *authorities) bool {
+	return l.Issuing == other.Issuing && slices.EqualFunc(l.CAs, other.CAs, authority.equal)
 }
 
 // open opens the key of the CA that issues. Keys of the others may be destroyed.

@@ -41,12 +41,32 @@ func (s *Stack) publish(ctx context.Context) (err error) {
 	return s.publishLogs(ctx, logs)
 }
 
-// publishLogs enters the instance's keys in the inventory, ends the windows of frozen logs, publishes what
-// follows from it, and writes the files for clients.
+// publishLogs is Publish for these logs and the CAs that are published already.
 func (s *Stack) publishLogs(ctx context.Context, logs []LogInfo) error {
 	s.publishing.Lock()
 	defer s.publishing.Unlock()
-	records, err := s.material.records(s.url, logs)
+	return s.publishKeys(ctx, s.cas, logs)
+}
+
+// publishCAs publishes list in place of the CAs before it. When it returns clients can fetch all of them.
+func (s *Stack) publishCAs(ctx context.Context, list *authorities) error {
+	logs, err := s.logs.Infos()
+	if err != nil {
+		return err
+	}
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
+	if err := s.publishKeys(ctx, list, logs); err != nil {
+		return err
+	}
+	s.cas = list
+	return nil
+}
+
+// publishKeys enters the instance's keys in the inventory, ends the windows of CAs before the one that issues and of
+// frozen logs, publishes what follows from it, and writes the files for clients. s.publishing is held.
+func (s *Stack) publishKeys(ctx context.Context, cas *authorities, logs []LogInfo) error {
+	records, err := s.material.records(s.url, cas, logs)
 	if err != nil {
 		return err
 	}
@@ -54,19 +74,24 @@ func (s *Stack) publishLogs(ctx context.Context, logs []LogInfo) error {
 	if err != nil {
 		return err
 	}
-	open := map[string]bool{}
+	known := map[string]trust.Record{}
 	for _, r := range s.inventory.Records() {
-		open[r.ID] = r.State == trust.Active
+		known[r.ID] = r
 	}
-	for _, id := range ids[:s.material.cas.Issuing] {
-		if open[id] {
+	open := func(id string) bool { return known[id].State == trust.Active }
+	if id := ids[cas.Issuing]; !open(id) {
+		return fmt.Errorf("%s: CA %d, %s, is to issue, and trust material ends it at %s: a chain that was replaced never returns",
+			authoritiesName, cas.Issuing+1, cas.CAs[cas.Issuing].certs[0].Subject, known[id].End.UTC().Format(time.RFC3339))
+	}
+	for _, id := range ids[:s.issuing] {
+		if open(id) {
 			if err := s.inventory.Retire(id, s.opts.Now().Add(retirement), "another CA certificate issues"); err != nil {
 				return err
 			}
 		}
 	}
 	for i, l := range logs {
-		if id := ids[len(ids)-len(logs)+i]; l.State == Frozen && open[id] {
+		if id := ids[len(ids)-len(logs)+i]; l.State == Frozen && open(id) {
 			// From now: the freeze was before, and a window that was open is never cut in the past.
 			if err := s.inventory.Retire(id, s.opts.Now(), fmt.Sprintf("the log is frozen with %d entries", l.Final.Size)); err != nil {
 				return err
@@ -87,7 +112,7 @@ func (s *Stack) writeClientFiles() error {
 }
 
 // Run keeps the TUF metadata fresh, and client/root.json with it, carries out what is ordered for the
-// logs, and follows the CA's issuer file, until ctx ends.
+// logs, and follows the CA's issuer file and what `attestry ca install` stores, until ctx ends.
 func (s *Stack) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.publisher.Run(ctx) })
@@ -143,10 +168,10 @@ func enter(inventory *trust.Inventory, records []trust.Record) (ids []string, er
 
 // records lists the keys in use: the CAs first, the logs last, both in their order. A window begins when the key was
 // made, before its first use, or when it was ordered to.
-func (m *material) records(public *url.URL, logs []LogInfo) ([]trust.Record, error) {
+func (m *material) records(public *url.URL, cas *authorities, logs []LogInfo) ([]trust.Record, error) {
 	base := strings.TrimSuffix(public.String(), "/")
 	var records []trust.Record
-	for _, a := range m.cas.CAs {
+	for _, a := range cas.CAs {
 		records = append(records, trust.Record{Kind: trust.CA, URL: base, ChainPEM: string(encodeChain(a.certs))})
 	}
 	records = append(records, trust.Record{Kind: trust.TSA, URL: base + "/api/v1/timestamp", ChainPEM: string(encodeChain(m.tsaChain))})

@@ -26,37 +26,46 @@ func certify(t *testing.T, s *stack.Stack, email, challenge string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	status, _, err := signingCert(s, token, challenge)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return status
+}
+
+// signingCert sends one request with a new key, and returns status and body of the answer.
+func signingCert(s *stack.Stack, token, challenge string) (int, []byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return 0, nil, err
+	}
 	spki, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
-		t.Fatal(err)
+		return 0, nil, err
 	}
 	sum := sha256.Sum256([]byte(challenge))
 	proof, err := ecdsa.SignASN1(rand.Reader, key, sum[:])
 	if err != nil {
-		t.Fatal(err)
+		return 0, nil, err
 	}
 	body, err := json.Marshal(map[string]any{"publicKeyRequest": map[string]any{
 		"publicKey": map[string]any{"content": string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}))}, "proofOfPossession": proof,
 	}})
 	if err != nil {
-		t.Fatal(err)
+		return 0, nil, err
 	}
 	req, err := http.NewRequest(http.MethodPost, s.URL()+"/api/v2/signingCert", bytes.NewReader(body))
 	if err != nil {
-		t.Fatal(err)
+		return 0, nil, err
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		return 0, nil, err
 	}
 	defer resp.Body.Close()
-	io.Copy(io.Discard, resp.Body)
-	return resp.StatusCode
+	answer, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, answer, err
 }
 
 func recordsOf(t *testing.T, dir string) (identities, reasons []string, heads map[string]records.Head) {

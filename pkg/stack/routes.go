@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"context"
 	"crypto"
 	"encoding/json"
 	"fmt"
@@ -38,9 +39,10 @@ func (s *Stack) openIssuer(m *material) (err error) {
 	return nil
 }
 
-// openCA makes the certificate authority, which follows its issuer file. The development issuer is trusted by its
-// key, so that the process asks nothing of itself over HTTP.
-func (s *Stack) openCA(m *material) (*ca.CA, error) {
+// openCA makes the certificate authority, which follows its issuer file and the list of CAs. The development issuer is trusted by
+// its key, so that the process asks nothing of itself over HTTP. ctx is the process's.
+func (s *Stack) openCA(ctx context.Context, m *material) (*ca.CA, error) {
+	issuing := issuingCA{m.cas, m.ca}
 	return ca.Open(func(reading func(string), before *ca.Options) (ca.Options, func(), error) {
 		opts := identity.Options{Now: s.opts.Now, Logger: s.opts.Logger, Registry: s.opts.Registerer}
 		if before != nil {
@@ -60,10 +62,15 @@ func (s *Stack) openCA(m *material) (*ca.CA, error) {
 		if err != nil {
 			return ca.Options{}, nil, err
 		}
+		next, err := s.nextCA(ctx, reading, issuing)
+		if err != nil {
+			return ca.Options{}, nil, err
+		}
 		return ca.Options{
-			Signer: m.ca, Chain: m.cas.CAs[m.cas.Issuing].certs, OtherChains: m.cas.others(), Identity: verifier, CT: s.logs.CT(), Recorder: s.records,
+			Signer: next.key, Chain: next.list.CAs[next.list.Issuing].certs, OtherChains: next.list.others(), Identity: verifier,
+			CT: s.logs.CT(), CTDetached: s.opts.DetachedSCTs, Recorder: s.records, OneTimeTokens: s.opts.OneTimeTokens,
 			Now: s.opts.Now, Logger: s.opts.Logger, Registerer: s.opts.Registerer,
-		}, nil, nil
+		}, func() { issuing = next; s.issues(next.list) }, nil
 	})
 }
 
@@ -101,8 +108,8 @@ func (s *Stack) openTSA(m *material) (*tsa.Authority, error) {
 }
 
 // routes puts every role behind one handler.
-func (s *Stack) routes(m *material) (http.Handler, error) {
-	authority, err := s.openCA(m)
+func (s *Stack) routes(ctx context.Context, m *material) (http.Handler, error) {
+	authority, err := s.openCA(ctx, m)
 	if err != nil {
 		return nil, err
 	}

@@ -51,6 +51,10 @@ type Options struct {
 	Issuer   IssuerMode
 	Hangups  <-chan os.Signal // CAConfig is read again at each; nil for none
 
+	OneTimeTokens bool // each identity token gives one certificate, see ca.Options
+	// DetachedSCTs logs final certificates and hands SCTs out beside them, see ca.Options.
+	DetachedSCTs bool
+
 	Kinds        entry.Kinds // what the Rekor v1 log takes; the zero value is the defaults
 	Attestations bool        // the Rekor v1 log keeps attestations
 	// Witnesses cosign the checkpoints of the Rekor v2 log; nil for nobody. Without their quorum none is shown.
@@ -78,7 +82,9 @@ type Stack struct {
 
 	registerOps func(*http.ServeMux)
 
-	publishing sync.Mutex // held while trust material and files for clients are written
+	publishing sync.Mutex   // held while trust material and files for clients are written; guards what follows
+	cas        *authorities // as they are published
+	issuing    int          // place of the one that issues; those before it end
 }
 
 // RecordsURI is the database of the CA's records in an instance's directory.
@@ -132,6 +138,7 @@ func Open(ctx context.Context, opts Options) (s *Stack, err error) {
 	if s.material, err = openMaterial(opts.Dir, opts.Now(), opts.Witnesses != nil); err != nil {
 		return s, err
 	}
+	s.cas, s.issuing = s.material.cas, s.material.cas.Issuing
 	if s.logs, err = OpenLogs(ctx, s.logsOptions(s.material)); err != nil {
 		return s, err
 	}
@@ -149,7 +156,7 @@ func Open(ctx context.Context, opts Options) (s *Stack, err error) {
 	if err := storeURL(opts.Dir, s.url.String()); err != nil {
 		return s, err
 	}
-	s.handler, err = s.routes(s.material)
+	s.handler, err = s.routes(ctx, s.material)
 	return s, err
 }
 
