@@ -25,6 +25,12 @@ import (
 	"github.com/attestry/attestry/pkg/stack"
 )
 
+// Values of --ct-mode, as in the configuration of ca.
+const (
+	ctRequired = "required"
+	ctDetached = "detached"
+)
+
 // drainTime is what requests in flight get at the end; the logs then close within the rest of the ten seconds.
 const drainTime = 8 * time.Second
 
@@ -32,9 +38,9 @@ const drainTime = 8 * time.Second
 const memoryLimit = 160 << 20
 
 type upFlags struct {
-	dir, listen, url, fence, caConfig, metrics, issuer, witnessPolicy string
-	kinds                                                             []string
-	attestations, ephemeral, demo                                     bool
+	dir, listen, url, fence, caConfig, metrics, issuer, witnessPolicy, ctMode string
+	kinds                                                                     []string
+	oneTimeTokens, attestations, ephemeral, demo                              bool
 }
 
 func newUpCommand() *cobra.Command {
@@ -59,6 +65,8 @@ The first run makes every key and the TUF repository under --dir, later runs go 
 	flags.StringVar(&f.fence, "fence", "", "directory of the logs' fence (default DIR/fence); on another volume it also guards against a rollback of the whole --dir")
 	flags.BoolVar(&f.ephemeral, "ephemeral", false, "work in a temporary directory and remove it at the end")
 	flags.StringVar(&f.caConfig, "ca-config", "", "issuer file of the CA (Fulcio's config.yaml), beside the development issuer; read again when it changes and at SIGHUP")
+	flags.BoolVar(&f.oneTimeTokens, "one-time-tokens", false, "give each identity token one certificate")
+	flags.StringVar(&f.ctMode, "ct-mode", ctRequired, "required: SCTs in certificates; detached: beside them, which few clients take")
 	flags.BoolVar(&f.demo, "demo", false, "start, sign and verify a file, say what happened, and stop; without --dir in a temporary directory")
 	flags.StringSliceVar(&f.kinds, "kinds", nil, "entry kinds that the Rekor v1 log takes, as in hashedrekord,intoto:0.0.2 (default hashedrekord, dsse, intoto)")
 	flags.BoolVar(&f.attestations, "attestations", false, "keep the payloads of intoto entries and the messages of cose ones, and return them with the entry")
@@ -84,6 +92,12 @@ func up(ctx context.Context, f upFlags, stdout, stderr io.Writer) (err error) {
 		}
 		defer func() { err = errors.Join(err, removeAll(f.dir)) }()
 	}
+	if f.ctMode != ctRequired && f.ctMode != ctDetached {
+		return fmt.Errorf("--ct-mode %q is neither required nor detached: the CT log is part of the instance", f.ctMode)
+	}
+	if f.oneTimeTokens && f.ctMode == ctDetached {
+		return errors.New("--one-time-tokens contradicts --ct-mode detached: a certificate that was logged and not answered could be had from the log")
+	}
 	kinds, err := entry.ParseKinds(f.kinds)
 	if err != nil {
 		return fmt.Errorf("--kinds: %w", err)
@@ -99,7 +113,7 @@ func up(ctx context.Context, f upFlags, stdout, stderr io.Writer) (err error) {
 	defer ln.Close()
 	opts := stack.Options{
 		Dir: f.dir, FenceDir: f.fence, URL: f.url, Listen: ln.Addr().String(), CAConfig: f.caConfig,
-		Issuer: stack.IssuerMode(f.issuer), Kinds: kinds, Attestations: f.attestations, Logger: logger, Registerer: nil,
+		Issuer: stack.IssuerMode(f.issuer), OneTimeTokens: f.oneTimeTokens, DetachedSCTs: f.ctMode == ctDetached, Kinds: kinds, Attestations: f.attestations, Logger: logger, Registerer: nil,
 	}
 	if f.witnessPolicy != "" {
 		text, err := os.ReadFile(f.witnessPolicy)
