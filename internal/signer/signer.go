@@ -18,6 +18,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/youmark/pkcs8"
+
 	"github.com/attestry/attestry/internal/limit"
 )
 
@@ -38,6 +40,7 @@ const Ephemeral = "ephemeral:"
 const (
 	maxKeyFile      = 64 << 10 // bytes
 	maxPasswordFile = 4 << 10  // bytes
+	iterations      = 600_000  // of PBKDF2, for a key that is encrypted here: 0.1 s for each guess of a password
 )
 
 // Open returns the key that uri names. password, which may be nil, decrypts a PEM file or is the PIN of a PKCS#11 token.
@@ -94,28 +97,57 @@ func Create(path string, alg Algorithm) (crypto.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding key: %w", err)
 	}
-	// Written aside and linked into place: a crash leaves either no key or a whole one, and
-	// link, unlike rename, refuses to replace a key that another process made meanwhile.
+	if err := store(path, &pem.Block{Type: "PRIVATE KEY", Bytes: der}); err != nil {
+		return nil, err
+	}
+	return key, nil
+}
+
+// CreateEncrypted is Create for a key that only password opens, which must not be empty: PKCS#8 with PBES2 (PBKDF2 with
+// SHA-256, AES-256-CBC), as openssl reads it.
+func CreateEncrypted(path string, alg Algorithm, password []byte) (crypto.Signer, error) {
+	if len(password) == 0 {
+		return nil, errors.New("encrypting key: the password is empty")
+	}
+	key, err := New(alg)
+	if err != nil {
+		return nil, err
+	}
+	der, err := pkcs8.MarshalPrivateKey(key, password, &pkcs8.Opts{
+		Cipher: pkcs8.AES256CBC, KDFOpts: pkcs8.PBKDF2Opts{SaltSize: 16, IterationCount: iterations, HMACHash: crypto.SHA256},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encrypting key: %w", err)
+	}
+	if err := store(path, &pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: der}); err != nil {
+		return nil, err
+	}
+	return key, nil
+}
+
+// store writes a new key file. It is written aside and linked into place: a crash leaves either no key or a whole one,
+// and link, unlike rename, refuses to replace a key that another process made meanwhile.
+func store(path string, block *pem.Block) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".key-*")
 	if err != nil {
-		return nil, fmt.Errorf("creating key: %w", err)
+		return fmt.Errorf("creating key: %w", err)
 	}
 	defer os.Remove(f.Name())
-	_, err = f.Write(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	_, err = f.Write(pem.EncodeToMemory(block))
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return nil, fmt.Errorf("writing key %s: %w", path, err)
+		return fmt.Errorf("writing key %s: %w", path, err)
 	}
 	if err := os.Link(f.Name(), path); err != nil {
-		return nil, fmt.Errorf("creating key: %w", err)
+		return fmt.Errorf("creating key: %w", err)
 	}
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
-		return nil, fmt.Errorf("creating key: %w", err)
+		return fmt.Errorf("creating key: %w", err)
 	}
 	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
-		return nil, fmt.Errorf("creating key %s: %w", path, err)
+		return fmt.Errorf("creating key %s: %w", path, err)
 	}
-	return key, nil
+	return nil
 }
 
 // OpenOrCreate returns the key at path, made with alg when there is none yet.

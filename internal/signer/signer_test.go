@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -53,5 +54,43 @@ func TestAKeyThatSigstoreEncryptedNeedsItsPassword(t *testing.T) {
 	}
 	if _, err := Open("file:"+path, []byte("no")); err == nil {
 		t.Error("a wrong password was accepted")
+	}
+}
+
+// TestAnEncryptedKeyIsMadeForOneWhoKnowsThePassword has openssl read the file, too.
+func TestAnEncryptedKeyIsMadeForOneWhoKnowsThePassword(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "root.key")
+	if _, err := CreateEncrypted(path, P384, nil); err == nil {
+		t.Fatal("a key was encrypted with an empty password")
+	}
+	key, err := CreateEncrypted(path, P384, []byte("correct horse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := Open("file:"+path, []byte("correct horse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !key.Public().(*ecdsa.PublicKey).Equal(found.Public()) {
+		t.Error("another key came back")
+	}
+	for _, wrong := range [][]byte{nil, {}, []byte("incorrect horse")} {
+		if _, err := Open("file:"+path, wrong); err == nil {
+			t.Errorf("password %q opened it", wrong)
+		}
+	}
+	if _, err := CreateEncrypted(path, P384, []byte("correct horse")); !errors.Is(err, os.ErrExist) {
+		t.Errorf("over an existing key: %v", err)
+	}
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		t.Skip("skipped: openssl is not installed; enable with: apt-get install openssl")
+	}
+	want, err := PublicPEM(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(openssl, "pkey", "-in", path, "-passin", "pass:correct horse", "-pubout").CombinedOutput(); err != nil || string(out) != string(want) {
+		t.Errorf("openssl reads %s, %v", out, err)
 	}
 }
