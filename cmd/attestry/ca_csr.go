@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 	"github.com/attestry/attestry/pkg/stack"
 )
 
+var errNoEd25519 = errors.New("--algorithm: sigstore-python takes no certificate of an Ed25519 CA: use ecdsa-p256, ecdsa-p384 or rsa-4096")
+
 type csrFlags struct {
 	key, passwordFile, dir, algorithm, commonName, organization, out string
 }
@@ -26,10 +29,10 @@ func newCACSR() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "csr",
 		Short: "Ask a company's PKI for a certificate to issue with",
-		Long: `Ask a company's PKI for a certificate to issue with: print a certificate signing request (PKCS #10).
+		Long: `Ask a company's PKI, or whoever keeps a root of "attestry ca root", for a certificate to issue with: print a certificate signing request (PKCS #10).
 
 It asks for a CA of path length 0 whose only extended key usage is codeSigning. The PKI must sign exactly that; what
-it gives back is checked by "attestry ca install". The key is made when it is a file that is not there, and never
+comes back is checked by "attestry ca install". The key is made when it is a file that is not there, and never
 replaced. One in a token or a key service must be there. With --dir the key is the next one of an instance of "attestry up".`,
 		Example: "  attestry ca csr --dir ./attestry-data --organization Example --common-name \"Example signing CA 2\" --out ca.csr\n  attestry ca csr --key 'pkcs11:token=ca;object=issuing?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=/run/pin'",
 		Args:    cobra.NoArgs,
@@ -70,6 +73,11 @@ func runCACSR(f csrFlags, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(stderr, describeKey(spki)) // who signs compares it
 	if f.out == "" {
 		_, err = stdout.Write(request)
 		return err
@@ -91,7 +99,7 @@ func (f csrFlags) open(stderr io.Writer) (crypto.Signer, error) {
 		return signer.Open(f.key, password)
 	}
 	if signer.Algorithm(f.algorithm) == signer.Ed25519 {
-		return nil, errors.New("--algorithm: sigstore-python takes no certificate of an Ed25519 CA: use ecdsa-p256, ecdsa-p384 or rsa-4096")
+		return nil, errNoEd25519
 	}
 	key, err := signer.Create(path, signer.Algorithm(f.algorithm))
 	if errors.Is(err, os.ErrExist) {

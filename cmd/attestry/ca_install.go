@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -207,10 +206,7 @@ func readChainFile(path string) ([]*x509.Certificate, error) {
 
 // writeChain stores chain in dir under a name of its own. A file of that name is the same chain, of a try before.
 func writeChain(dir string, chain []*x509.Certificate) (string, error) {
-	var text []byte
-	for _, cert := range chain {
-		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
-	}
+	text := certificatePEM(chain...)
 	sum := sha256.Sum256(text)
 	path := filepath.Join(dir, fmt.Sprintf("ca-chain-%x.pem", sum[:8]))
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {

@@ -22,15 +22,18 @@ func CreateCSR(key crypto.Signer, subject pkix.Name) ([]byte, error) {
 		return nil, fmt.Errorf("certificate signing request: %w", err)
 	}
 	raw, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
-		Subject: subject,
-		ExtraExtensions: []pkix.Extension{
-			{Id: []int{2, 5, 29, 19}, Critical: true, Value: der(tagSequence, []byte{tagBool, 1, 0xff}, []byte{tagInteger, 1, 0})},
-			{Id: []int{2, 5, 29, 15}, Critical: true, Value: []byte{tagBitString, 2, 1, 0x06}}, // keyCertSign, cRLSign
-			{Id: []int{2, 5, 29, 37}, Value: der(tagSequence, derCodeSigning)},
-		},
+		Subject: subject, ExtraExtensions: csrExtensions(),
 	}, key)
 	if err != nil {
 		return nil, fmt.Errorf("certificate signing request: %w", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: raw}), nil
+}
+
+func csrExtensions() []pkix.Extension {
+	return []pkix.Extension{
+		{Id: []int{2, 5, 29, 19}, Critical: true, Value: der(tagSequence, []byte{tagBool, 1, 0xff}, []byte{tagInteger, 1, 0})},
+		{Id: []int{2, 5, 29, 15}, Critical: true, Value: []byte{tagBitString, 2, 1, 0x06}}, // keyCertSign, cRLSign
+		{Id: []int{2, 5, 29, 37}, Value: der(tagSequence, derCodeSigning)},
+	}
 }

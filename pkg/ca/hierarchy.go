@@ -28,21 +28,11 @@ type Hierarchy struct {
 // Options.Chain want them: a root (certSign and cRLSign, no extended key usage) and an
 // intermediate with path length 0 for code signing only.
 func CreateHierarchy(h Hierarchy) ([]*x509.Certificate, error) {
-	const year = 365 * 24 * time.Hour
-	if h.Organization == "" {
-		return nil, fmt.Errorf("creating hierarchy: an organization is required")
-	}
-	if h.RootName == "" {
-		h.RootName = h.Organization + " root"
-	}
-	if h.IssuingName == "" {
-		h.IssuingName = h.Organization + " issuing CA"
-	}
 	if h.RootLife == 0 {
-		h.RootLife = 10 * year
+		h.RootLife = rootLife
 	}
 	if h.IssuingLife == 0 {
-		h.IssuingLife = min(3*year, h.RootLife)
+		h.IssuingLife = min(issuingLife, h.RootLife)
 	}
 	if h.NotBefore.IsZero() {
 		h.NotBefore = time.Now()
@@ -53,48 +43,108 @@ func CreateHierarchy(h Hierarchy) ([]*x509.Certificate, error) {
 	if h.IssuingLife > h.RootLife {
 		return nil, fmt.Errorf("creating hierarchy: the issuing certificate would outlive the root")
 	}
-	notBefore := h.NotBefore.UTC().Truncate(time.Second)
-	base := func(name string, life time.Duration, key crypto.Signer) (*x509.Certificate, error) {
-		serial, err := newSerial(h.Rand)
-		if err != nil {
-			return nil, err
-		}
-		info, err := marshalKey(key.Public())
-		if err != nil {
-			return nil, err
-		}
-		return &x509.Certificate{
-			SerialNumber:          new(big.Int).SetBytes(serial),
-			Subject:               pkix.Name{Organization: []string{h.Organization}, CommonName: name},
-			NotBefore:             notBefore,
-			NotAfter:              notBefore.Add(life),
-			KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-			BasicConstraintsValid: true,
-			IsCA:                  true,
-			SubjectKeyId:          info.keyID,
-		}, nil
-	}
-	root, err := base(h.RootName, h.RootLife, h.RootKey)
+	root, err := CreateRoot(NewRoot{Key: h.RootKey, Organization: h.Organization, Name: h.RootName, Life: h.RootLife, NotBefore: h.NotBefore, Rand: h.Rand})
 	if err != nil {
-		return nil, fmt.Errorf("creating root: %w", err)
+		return nil, err
 	}
-	root.MaxPathLen = 1
-	root, err = create(h.Rand, root, root, h.RootKey.Public(), h.RootKey)
-	if err != nil {
-		return nil, fmt.Errorf("creating root: %w", err)
+	if h.IssuingName == "" {
+		h.IssuingName = h.Organization + " issuing CA"
 	}
-	issuing, err := base(h.IssuingName, h.IssuingLife, h.IssuingKey)
+	issuing, err := caTemplate(h.Rand, h.IssuingKey.Public(), h.NotBefore, h.IssuingLife)
 	if err != nil {
 		return nil, fmt.Errorf("creating issuing certificate: %w", err)
 	}
-	issuing.MaxPathLenZero = true
-	issuing.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}
-	issuing, err = create(h.Rand, issuing, root, h.IssuingKey.Public(), h.RootKey)
+	issuing.Subject = pkix.Name{Organization: []string{h.Organization}, CommonName: h.IssuingName}
+	return signIssuing(h.Rand, issuing, h.IssuingKey.Public(), root, h.RootKey, issuing.NotBefore)
+}
+
+const (
+	rootLife    = 3650 * 24 * time.Hour
+	issuingLife = 1095 * 24 * time.Hour
+	maxRootLife = 30 * 366 * 24 * time.Hour
+)
+
+// NewRoot describes a root certificate.
+type NewRoot struct {
+	Key          crypto.Signer // ECDSA or RSA, as CheckChain wants it
+	Organization string
+	Name         string        // common name, default "<Organization> root"
+	Life         time.Duration // default 10 years, at most 30
+	NotBefore    time.Time     // default now
+	Rand         io.Reader     // default crypto/rand
+}
+
+// CreateRoot makes a self-signed root for intermediates that issue: certSign and cRLSign, path length 1, no extended key usage
+// and no name constraints. GitHub's gh finds a CA by its one organization, so there is exactly that.
+func CreateRoot(r NewRoot) (*x509.Certificate, error) {
+	if r.Organization == "" {
+		return nil, fmt.Errorf("creating root: an organization is required")
+	}
+	if r.Name == "" {
+		r.Name = r.Organization + " root"
+	}
+	if r.Life == 0 {
+		r.Life = rootLife
+	}
+	if r.Life < 0 || r.Life > maxRootLife {
+		return nil, fmt.Errorf("creating root: a life of %d days is not between 1 and %d", int(r.Life.Hours()/24), int(maxRootLife.Hours()/24))
+	}
+	if r.NotBefore.IsZero() {
+		r.NotBefore = time.Now()
+	}
+	if r.Rand == nil {
+		r.Rand = rand.Reader
+	}
+	root, err := caTemplate(r.Rand, r.Key.Public(), r.NotBefore, r.Life)
+	if err != nil {
+		return nil, fmt.Errorf("creating root: %w", err)
+	}
+	root.Subject = pkix.Name{Organization: []string{r.Organization}, CommonName: r.Name}
+	if err := checkOrganization(root.Subject); err != nil {
+		return nil, fmt.Errorf("creating root: %w", err)
+	}
+	root.MaxPathLen = 1
+	if root, err = create(r.Rand, root, root, r.Key.Public(), r.Key); err != nil {
+		return nil, fmt.Errorf("creating root: %w", err)
+	}
+	if err := checkCA(root, root.NotBefore); err != nil {
+		return nil, fmt.Errorf("creating root: %w", err)
+	}
+	return root, nil
+}
+
+// caTemplate is what roots and issuing certificates have in common.
+func caTemplate(random io.Reader, pub crypto.PublicKey, notBefore time.Time, life time.Duration) (*x509.Certificate, error) {
+	serial, err := newSerial(random)
+	if err != nil {
+		return nil, err
+	}
+	info, err := marshalKey(pub)
+	if err != nil {
+		return nil, err
+	}
+	notBefore = notBefore.UTC().Truncate(time.Second)
+	return &x509.Certificate{
+		SerialNumber:          new(big.Int).SetBytes(serial),
+		NotBefore:             notBefore,
+		NotAfter:              notBefore.Add(life),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		SubjectKeyId:          info.keyID,
+	}, nil
+}
+
+// signIssuing signs the issuing certificate of a template and returns it with its root, checked as at now.
+func signIssuing(random io.Reader, template *x509.Certificate, pub crypto.PublicKey, root *x509.Certificate, rootKey crypto.Signer, now time.Time) ([]*x509.Certificate, error) {
+	template.MaxPathLenZero = true
+	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}
+	issuing, err := create(random, template, root, pub, rootKey)
 	if err != nil {
 		return nil, fmt.Errorf("creating issuing certificate: %w", err)
 	}
 	chain := []*x509.Certificate{issuing, root}
-	return chain, CheckChain(chain, h.IssuingKey.Public(), notBefore)
+	return chain, CheckChain(chain, pub, now)
 }
 
 func create(random io.Reader, template, parent *x509.Certificate, pub crypto.PublicKey, signer crypto.Signer) (*x509.Certificate, error) {
