@@ -2,6 +2,7 @@ package verify
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ const (
 	maxEntries     = 32
 	maxTimestamps  = 32
 	maxChain       = 8
+	maxRSABits     = 8192
 	maxProofHashes = 64 // a path longer than this belongs to no tree with an int64 size
 )
 
@@ -72,11 +74,11 @@ func parseBundle(data []byte) (*bundle, error) {
 		"application/vnd.dev.sigstore.bundle+json;version=0.3":
 		b.version = 3
 	default:
-		return nil, fail(ReasonFormatUnsupported, nil, "bundle media type %q is not known", pb.GetMediaType())
+		return nil, fail(ReasonFormatUnsupported, nil, "bundle media type %.200q is not known", pb.GetMediaType())
 	}
 	for _, read := range []func(*protobundle.Bundle) error{b.readMaterial, b.readContent, b.readEntries, b.readTimestamps} {
 		if err := read(pb); err != nil {
-			if ReasonOf(err) != "internal" {
+			if ReasonOf(err) != ReasonInternal {
 				return nil, err
 			}
 			return nil, fail(ReasonBundleMalformed, err, "reading bundle")
@@ -114,21 +116,34 @@ func (b *bundle) readMaterial(pb *protobundle.Bundle) error {
 	default:
 		return errors.New("verification material has neither certificate, certificate chain nor public key")
 	}
-	leaf, err := x509.ParseCertificate(der)
+	leaf, err := parseCertificate(der)
 	if err != nil {
 		return fmt.Errorf("signing certificate: %w", err)
 	}
 	if b.summary, err = summarize(leaf); err != nil {
-		return fail(ReasonIdentityIssuer, err, "names in the signing certificate")
+		return fmt.Errorf("names in the signing certificate: %w", err)
 	}
 	handleSAN(leaf)
 	b.leaf = leaf
 	return nil
 }
 
+// parseCertificate reads DER from outside. A certificate's RSA key may be used before anything vouches for it, and costs with the
+// square of its size.
+func parseCertificate(der []byte) (*x509.Certificate, error) {
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	if k, ok := c.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() > maxRSABits {
+		return nil, fail(ReasonTooLarge, nil, "an RSA key of %d bits is over %d", k.N.BitLen(), maxRSABits)
+	}
+	return c, nil
+}
+
 // refuseRoot rejects a trust anchor inside a bundle: it proves nothing there and tempts verifiers.
 func refuseRoot(c *protocommon.X509Certificate) error {
-	cert, err := x509.ParseCertificate(c.GetRawBytes())
+	cert, err := parseCertificate(c.GetRawBytes())
 	if err != nil {
 		return fmt.Errorf("certificate chain: %w", err)
 	}
@@ -159,10 +174,10 @@ func (b *bundle) readContent(pb *protobundle.Bundle) error {
 	case *protobundle.Bundle_DsseEnvelope:
 		env := c.DsseEnvelope
 		if n := len(env.GetSignatures()); n != 1 {
-			return fmt.Errorf("DSSE envelope has %d signatures, exactly one is required", n)
+			return fail(ReasonEnvelopeSignatures, nil, "DSSE envelope has %d signatures, exactly one is required", n)
 		}
 		if env.GetPayloadType() != payloadTypeInToto {
-			return fmt.Errorf("DSSE payload type %q is not %q", env.GetPayloadType(), payloadTypeInToto)
+			return fail(ReasonPayloadType, nil, "DSSE payload type %.200q is not %q", env.GetPayloadType(), payloadTypeInToto)
 		}
 		b.isDSSE = true
 		b.signature = env.GetSignatures()[0].GetSig()
@@ -170,7 +185,10 @@ func (b *bundle) readContent(pb *protobundle.Bundle) error {
 		b.pae = preAuthEncoding(env.GetPayloadType(), b.payload)
 		var err error
 		if b.statement, err = ParseStatement(b.payload); err != nil {
-			return err
+			if ReasonOf(err) != ReasonInternal {
+				return err
+			}
+			return fail(ReasonStatementMalformed, err, "DSSE payload")
 		}
 	default:
 		return errors.New("bundle has neither a message signature nor a DSSE envelope")

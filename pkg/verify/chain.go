@@ -113,7 +113,13 @@ func constrainsNames(c *x509.Certificate) bool {
 // extra are further untrusted intermediates; with them the long way is taken.
 func (a *authority) verify(leaf *x509.Certificate, t time.Time, extra []*x509.Certificate) (*x509.Certificate, error) {
 	if !a.window.contains(t) {
-		return nil, fmt.Errorf("%s is outside the authority's window, %s", t.UTC().Format(time.RFC3339), a.window)
+		// Only an authority by whose name the certificate was issued can have been the one.
+		for _, c := range a.issuers {
+			if bytes.Equal(leaf.RawIssuer, c.cert.RawSubject) {
+				return nil, fail(ReasonAuthorityExpired, nil, "%s is outside the authority's window, %s", t.UTC().Format(time.RFC3339), a.window)
+			}
+		}
+		return nil, fmt.Errorf("%s is outside the window of an authority of another name, %s", t.UTC().Format(time.RFC3339), a.window)
 	}
 	opts := x509.VerifyOptions{CurrentTime: t, KeyUsages: []x509.ExtKeyUsage{a.usage}}
 	for _, c := range a.issuers {
@@ -158,10 +164,10 @@ func (a *attempt) verifyCertificate() error {
 	}
 	a.key = leaf.PublicKey
 	if leaf.IsCA {
-		return fail(ReasonCertChain, nil, "the signing certificate is a CA certificate")
+		return fail(ReasonCertIsCA, nil, "the signing certificate is a CA certificate")
 	}
 	if leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
-		return fail(ReasonCertChain, nil, "the signing certificate does not allow digital signatures")
+		return fail(ReasonCertUsage, nil, "the signing certificate does not allow digital signatures")
 	}
 	for _, t := range a.times {
 		if err := a.validAt(t.Timestamp); err != nil {
@@ -178,8 +184,23 @@ func (a *attempt) verifyCertificate() error {
 			problems = append(problems, err)
 		}
 		if a.issuer == nil {
-			return fail(ReasonCertChain, errors.Join(problems...), "the certificate chains to no authority of the trusted root")
+			return fail(chainReason(problems), errors.Join(problems...), "the certificate chains to no authority of the trusted root")
 		}
 	}
 	return nil
+}
+
+// chainReason picks the reason that says most of what each authority answered.
+func chainReason(problems []error) Reason {
+	reason := ReasonCertChain
+	for _, err := range problems {
+		var invalid x509.CertificateInvalidError
+		switch {
+		case errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage:
+			return ReasonCertUsage
+		case ReasonOf(err) == ReasonAuthorityExpired:
+			reason = ReasonAuthorityExpired
+		}
+	}
+	return reason
 }

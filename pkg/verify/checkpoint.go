@@ -25,61 +25,69 @@ type checkpoint struct {
 	root []byte // 32 bytes
 }
 
-// openCheckpoint verifies the log's own signature on a signed note and returns the tree head. Lines by
+// openCheckpoint verifies the log's own signature on a signed note and returns the tree head. Of a v2 checkpoint, lines by
 // other names or keys (witnesses, a log's second key) are ignored wherever they stand; a line that
-// claims to be by this key and does not verify is an error.
+// claims to be by this key and does not verify is an error. Rekor v1 has no witnesses: there every line has to be by the log's
+// key, as sigstore-go 1.3 and cosign demand too.
 //
 // A v1 checkpoint has the origin "<host> - <tree ID>" and is found by its key hint alone; the origin and
 // key name of a v2 checkpoint are the host of the log's base URL.
 func openCheckpoint(envelope string, log *logKey, v2 bool) (*checkpoint, error) {
 	if len(envelope) > maxCheckpointBytes {
-		return nil, fmt.Errorf("larger than %d bytes", maxCheckpointBytes)
+		return nil, fail(ReasonTooLarge, nil, "larger than %d bytes", maxCheckpointBytes)
 	}
 	split := strings.LastIndex(envelope, "\n\n")
 	if split < 0 || !strings.HasSuffix(envelope, "\n") {
-		return nil, errors.New("not a signed note")
+		return nil, fail(ReasonCheckpointMalformed, nil, "not a signed note")
 	}
 	text, sigs := envelope[:split+1], envelope[split+2:]
 	origin, cp, err := parseTreeHead(text)
 	if err != nil {
-		return nil, err
+		return nil, fail(ReasonCheckpointMalformed, err, "tree head")
 	}
 	hint := log.hintV1
 	if v2 {
 		if log.origin == "" {
-			return nil, errors.New("the log has no base URL in the trusted root")
+			return nil, fail(ReasonCheckpointOrigin, nil, "the log has no base URL in the trusted root")
 		}
 		if origin != log.origin {
-			return nil, fmt.Errorf("origin %q is not the log's host %q", origin, log.origin)
+			return nil, fail(ReasonCheckpointOrigin, nil, "origin %.200q is not the log's host %q", origin, log.origin)
 		}
 		hint = log.hintV2
 	} else if !v1Origin(origin) {
-		return nil, fmt.Errorf("origin %q is not of the form \"host - tree ID\"", origin)
+		return nil, fail(ReasonCheckpointOrigin, nil, "origin %.200q is not of the form \"host - tree ID\"", origin)
 	}
-	for n := 0; sigs != ""; n++ {
+	signed := false
+	for n := 0; sigs != "" && !(v2 && signed); n++ {
 		if n == maxNoteSignatures {
-			return nil, fmt.Errorf("more than %d signatures", maxNoteSignatures)
+			return nil, fail(ReasonTooLarge, nil, "more than %d signatures", maxNoteSignatures)
 		}
 		line, rest, _ := strings.Cut(sigs, "\n")
 		sigs = rest
 		fields, ok := strings.CutPrefix(line, "\u2014 ")
 		name, b64, found := strings.Cut(fields, " ")
 		if !ok || !found || name == "" {
-			return nil, errors.New("malformed signature line")
+			return nil, fail(ReasonCheckpointMalformed, nil, "malformed signature line")
 		}
 		raw, err := base64.StdEncoding.DecodeString(b64)
 		if err != nil || len(raw) < 5 {
-			return nil, errors.New("malformed signature line")
+			return nil, fail(ReasonCheckpointMalformed, nil, "malformed signature line")
 		}
 		if binary.BigEndian.Uint32(raw) != hint || (v2 && name != origin) {
-			continue
+			if v2 {
+				continue
+			}
+			return nil, fail(ReasonCheckpointUnsigned, nil, "a signature is not by the log's key")
 		}
 		if !verifyNote(log.key, v2, []byte(text), raw[4:]) {
-			return nil, errors.New("signature does not verify")
+			return nil, fail(ReasonCheckpointInvalid, nil, "signature does not verify")
 		}
-		return cp, nil
+		signed = true
 	}
-	return nil, errors.New("no signature by the log's key")
+	if !signed {
+		return nil, fail(ReasonCheckpointUnsigned, nil, "no signature by the log's key")
+	}
+	return cp, nil
 }
 
 // v1Origin reports whether s ends in " - " and digits.
@@ -106,7 +114,7 @@ func parseTreeHead(text string) (origin string, cp *checkpoint, err error) {
 	}
 	size, err := strconv.ParseUint(lines[1], 10, 63)
 	if err != nil || strconv.FormatUint(size, 10) != lines[1] {
-		return "", nil, fmt.Errorf("size %q is not a decimal number", lines[1])
+		return "", nil, fmt.Errorf("size %.100q is not a decimal number", lines[1])
 	}
 	root, err := base64.StdEncoding.DecodeString(lines[2])
 	if err != nil || len(root) != sha256.Size {

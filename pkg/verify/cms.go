@@ -67,13 +67,13 @@ func parseSignedData(der []byte) (*signedData, error) {
 	}
 	for !certs.Empty() {
 		if len(s.certificates) == maxChain {
-			return nil, fmt.Errorf("more than %d certificates", maxChain)
+			return nil, fail(ReasonTooLarge, nil, "timestamp token has more than %d certificates", maxChain)
 		}
 		var cert cryptobyte.String
 		if !certs.ReadASN1Element(&cert, cbasn1.SEQUENCE) {
 			return nil, malformed
 		}
-		parsed, err := x509.ParseCertificate(cert)
+		parsed, err := parseCertificate(cert)
 		if err != nil {
 			return nil, err
 		}
@@ -105,7 +105,7 @@ func parseSignedData(der []byte) (*signedData, error) {
 	}
 	s.issuer, s.serial, s.signature = issuer, serial, sig
 	if s.hash = hashOfOID(digest); s.hash == 0 {
-		return nil, fmt.Errorf("digest algorithm %s", digest)
+		return nil, fail(ReasonTimestampHash, nil, "timestamp token is signed with digest algorithm %s", digest)
 	}
 	return s, nil
 }

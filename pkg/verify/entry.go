@@ -69,13 +69,13 @@ func (e *entry) read() error {
 	}
 	e.kind = entryKind{e.GetKindVersion().GetKind(), e.GetKindVersion().GetVersion()}
 	if !e.kind.known() {
-		return fail(ReasonFormatUnsupported, nil, "log entry kind %s/%s is not known", e.kind.kind, e.kind.version)
+		return fail(ReasonFormatUnsupported, nil, "log entry kind %.100s/%.100s is not known", e.kind.kind, e.kind.version)
 	}
 	switch {
 	case e.kind.v2() && e.GetInclusionProof() == nil:
-		return fail(ReasonInclusionInvalid, nil, "a Rekor v2 entry must carry an inclusion proof")
+		return fail(ReasonInclusionMissing, nil, "a Rekor v2 entry must carry an inclusion proof")
 	case e.set() == nil && e.GetInclusionProof() == nil:
-		return fail(ReasonInclusionInvalid, nil, "log entry has neither inclusion promise nor inclusion proof")
+		return fail(ReasonInclusionMissing, nil, "log entry has neither inclusion promise nor inclusion proof")
 	}
 	return nil
 }
@@ -86,23 +86,49 @@ func (b *bundle) holds(e *entry) bool {
 	if b.leaf == nil {
 		return false
 	}
-	verifier := base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: b.leaf.Raw}))
-	sig := base64.StdEncoding.EncodeToString(b.signature)
-	body := string(e.GetCanonicalizedBody())
+	body := e.GetCanonicalizedBody()
+	want := make([]byte, 0, len(body)+64)
 	switch {
 	case !b.isDSSE && e.kind == entryKind{"hashedrekord", "0.0.1"}:
-		return body == `{"apiVersion":"0.0.1","kind":"hashedrekord","spec":{"data":{"hash":{"algorithm":"`+b.digestAlg+`","value":"`+hex.EncodeToString(b.digest)+
-			`"}},"signature":{"content":"`+sig+`","publicKey":{"content":"`+verifier+`"}}}}`
+		want = append(want, `{"apiVersion":"0.0.1","kind":"hashedrekord","spec":{"data":{"hash":{"algorithm":"`...)
+		want = append(want, b.digestAlg...)
+		want = append(want, `","value":"`...)
+		want = hex.AppendEncode(want, b.digest)
+		want = append(want, `"}},"signature":{"content":"`...)
+		want = base64.StdEncoding.AppendEncode(want, b.signature)
+		want = append(want, `","publicKey":{"content":"`...)
+		want = appendPEM64(want, b.leaf.Raw)
+		want = append(want, `"}}}}`...)
+		return bytes.Equal(body, want)
 	case b.isDSSE && e.kind == entryKind{"dsse", "0.0.1"}:
-		rest, ok := strings.CutPrefix(body, `{"apiVersion":"0.0.1","kind":"dsse","spec":{"envelopeHash":{"algorithm":"sha256","value":"`)
-		if !ok || len(rest) < 64 || strings.Trim(rest[:64], "0123456789abcdef") != "" {
+		rest, ok := bytes.CutPrefix(body, []byte(`{"apiVersion":"0.0.1","kind":"dsse","spec":{"envelopeHash":{"algorithm":"sha256","value":"`))
+		if !ok || len(rest) < 64 || len(bytes.Trim(rest[:64], "0123456789abcdef")) != 0 {
 			return false
 		}
 		payload := sha256.Sum256(b.payload)
-		return rest[64:] == `"},"payloadHash":{"algorithm":"sha256","value":"`+hex.EncodeToString(payload[:])+
-			`"},"signatures":[{"signature":"`+sig+`","verifier":"`+verifier+`"}]}}`
+		want = append(want, `"},"payloadHash":{"algorithm":"sha256","value":"`...)
+		want = hex.AppendEncode(want, payload[:])
+		want = append(want, `"},"signatures":[{"signature":"`...)
+		want = base64.StdEncoding.AppendEncode(want, b.signature)
+		want = append(want, `","verifier":"`...)
+		want = appendPEM64(want, b.leaf.Raw)
+		want = append(want, `"}]}}`...)
+		return bytes.Equal(rest[64:], want)
 	}
 	return false
+}
+
+// appendPEM64 appends the base64 form of a certificate's PEM, which encoding/pem would make in several passes.
+func appendPEM64(dst, der []byte) []byte {
+	const head, tail, line = "-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n", 48 // bytes in 64 characters
+	text := make([]byte, 0, len(head)+len(tail)+len(der)/line*65+66)
+	text = append(text, head...)
+	for ; len(der) > 0; der = der[min(line, len(der)):] {
+		text = base64.StdEncoding.AppendEncode(text, der[:min(line, len(der))])
+		text = append(text, '\n')
+	}
+	text = append(text, tail...)
+	return base64.StdEncoding.AppendEncode(dst, text)
 }
 
 // readBody decodes a v1 body. A v2 body needs no reading: it is rebuilt from the bundle and compared,
@@ -113,13 +139,13 @@ func (e *entry) readBody() error {
 	}
 	var body v1JSON
 	if err := json.Unmarshal(e.GetCanonicalizedBody(), &body); err != nil {
-		return fmt.Errorf("body: %w", err)
+		return fail(ReasonEntryMalformed, err, "body")
 	}
-	if err := uniqueKeys(e.GetCanonicalizedBody(), nil); err != nil {
-		return fmt.Errorf("body: %w", err)
+	if err := uniqueKeys(e.GetCanonicalizedBody(), exactV1Names); err != nil {
+		return fail(ReasonEntryMalformed, err, "body")
 	}
 	if body.Kind != e.kind.kind || body.APIVersion != e.kind.version {
-		return fmt.Errorf("body is %s/%s, the entry says %s/%s", body.Kind, body.APIVersion, e.kind.kind, e.kind.version)
+		return fail(ReasonEntryMalformed, nil, "body is %.100s/%.100s, the entry says %s/%s", body.Kind, body.APIVersion, e.kind.kind, e.kind.version)
 	}
 	var err error
 	switch e.kind.kind {
@@ -131,7 +157,20 @@ func (e *entry) readBody() error {
 		err = e.body.readInToto(&body)
 	}
 	if err != nil {
-		return fmt.Errorf("%s body: %w", e.kind.kind, err)
+		return fail(ReasonEntryMalformed, err, "%s body", e.kind.kind)
+	}
+	return nil
+}
+
+// exactV1Names refuses members that encoding/json would take for one of a body's though they are spelled otherwise.
+func exactV1Names(_ int, _, name string) error {
+	for _, known := range []string{
+		"apiVersion", "kind", "spec", "data", "hash", "algorithm", "value", "signature", "content", "publicKey",
+		"payloadHash", "signatures", "verifier", "envelope", "sig",
+	} {
+		if name != known && strings.EqualFold(name, known) {
+			return fmt.Errorf("member %.100q is almost %q", name, known)
+		}
 	}
 	return nil
 }
@@ -243,32 +282,33 @@ func (a *attempt) bindV1(e *entry) error {
 	if e.bound {
 		return nil
 	}
+	// What an entry of this kind holds is compared only when the kind fits.
+	switch {
+	case b.isDSSE && e.kind.kind == "hashedrekord":
+		return fail(ReasonEntryMismatch, nil, "a DSSE envelope is logged as hashedrekord 0.0.1")
+	case !b.isDSSE && e.kind.kind != "hashedrekord":
+		return fail(ReasonEntryMismatch, nil, "a message signature is logged as %s", e.kind.kind)
+	}
 	if !bytes.Equal(e.body.signature, b.signature) {
-		return fail(ReasonEntryMismatch, nil, "the log entry holds another signature")
+		return fail(ReasonEntrySignature, nil, "the log entry holds another signature")
 	}
 	der, err := a.verifierDER()
 	if err != nil {
 		return fail(ReasonKeyMismatch, err, "encoding the key")
 	}
 	if !bytes.Equal(e.body.verifier, der) && !(b.leaf == nil && sameKey(e.body.verifier, a.policy.Key)) {
-		return fail(ReasonEntryMismatch, nil, "the log entry names another certificate or key")
+		return fail(ReasonEntryVerifier, nil, "the log entry names another certificate or key")
 	}
 	if b.isDSSE {
-		if e.kind.kind == "hashedrekord" {
-			return fail(ReasonEntryMismatch, nil, "a DSSE envelope is logged as hashedrekord 0.0.1")
-		}
 		h := hashOf(e.body.hashAlg).New()
 		h.Write(b.payload)
 		if !bytes.Equal(h.Sum(nil), e.body.hash) {
-			return fail(ReasonEntryMismatch, nil, "the log entry is for another payload")
+			return fail(ReasonEntryDigest, nil, "the log entry is for another payload")
 		}
 		return nil
 	}
-	if e.kind.kind != "hashedrekord" {
-		return fail(ReasonEntryMismatch, nil, "a message signature is logged as %s", e.kind.kind)
-	}
 	if e.body.hashAlg != b.digestAlg || !bytes.Equal(e.body.hash, b.digest) {
-		return fail(ReasonEntryMismatch, nil, "the log entry is for another digest")
+		return fail(ReasonEntryDigest, nil, "the log entry is for another digest")
 	}
 	return nil
 }
@@ -351,4 +391,71 @@ func (a *attempt) rebuildV2(kind string) ([]byte, error) {
 	alg := map[crypto.Hash]string{crypto.SHA256: "SHA2_256", crypto.SHA384: "SHA2_384", crypto.SHA512: "SHA2_512"}[hash]
 	return []byte(`{"apiVersion":"0.0.2","kind":"hashedrekord","spec":{"hashedRekordV002":{"data":{"algorithm":"` + alg + `","digest":"` + b64(digest) +
 		`"},"signature":{"content":"` + b64(b.signature) + `","verifier":` + verifier + `}}}}`), nil
+}
+
+// v2JSON holds what is read of a Rekor v2 body to say in what it differs; the decision compares bytes.
+type v2JSON struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Spec       struct {
+		HashedRekord *struct {
+			Data struct {
+				Digest []byte `json:"digest"`
+			} `json:"data"`
+			Signature v2Signature `json:"signature"`
+		} `json:"hashedRekordV002"`
+		DSSE *struct {
+			PayloadHash struct {
+				Digest []byte `json:"digest"`
+			} `json:"payloadHash"`
+			Signatures []v2Signature `json:"signatures"`
+		} `json:"dsseV002"`
+	} `json:"spec"`
+}
+
+type v2Signature struct {
+	Content  []byte `json:"content"`
+	Verifier struct {
+		Certificate struct {
+			Raw []byte `json:"rawBytes"`
+		} `json:"x509Certificate"`
+		Key struct {
+			Raw []byte `json:"rawBytes"`
+		} `json:"publicKey"`
+	} `json:"verifier"`
+}
+
+// mismatchV2 says why a body is not the one that was rebuilt.
+func mismatchV2(kind entryKind, body, rebuilt []byte) error {
+	var got, want v2JSON
+	if err := json.Unmarshal(body, &got); err != nil {
+		return fail(ReasonEntryMalformed, err, "%s body", kind.kind)
+	}
+	if got.Kind != kind.kind || got.APIVersion != kind.version {
+		return fail(ReasonEntryMalformed, nil, "body is %.100s/%.100s, the entry says %s/%s", got.Kind, got.APIVersion, kind.kind, kind.version)
+	}
+	gotSig, gotDigest, ok := got.parts()
+	if err := json.Unmarshal(rebuilt, &want); err != nil || !ok {
+		return fail(ReasonEntryMalformed, err, "%s body has not exactly one signature", kind.kind)
+	}
+	wantSig, wantDigest, _ := want.parts()
+	switch {
+	case !bytes.Equal(gotSig.Content, wantSig.Content):
+		return fail(ReasonEntrySignature, nil, "the log entry holds another signature")
+	case !bytes.Equal(gotSig.Verifier.Certificate.Raw, wantSig.Verifier.Certificate.Raw), !bytes.Equal(gotSig.Verifier.Key.Raw, wantSig.Verifier.Key.Raw):
+		return fail(ReasonEntryVerifier, nil, "the log entry names another certificate or key")
+	case !bytes.Equal(gotDigest, wantDigest):
+		return fail(ReasonEntryDigest, nil, "the log entry is for another digest")
+	}
+	return fail(ReasonEntryMismatch, nil, "the log entry is not the canonical one for this bundle")
+}
+
+func (b *v2JSON) parts() (sig v2Signature, digest []byte, ok bool) {
+	switch h, d := b.Spec.HashedRekord, b.Spec.DSSE; {
+	case h != nil && d == nil:
+		return h.Signature, h.Data.Digest, true
+	case h == nil && d != nil && len(d.Signatures) == 1:
+		return d.Signatures[0], d.PayloadHash.Digest, true
+	}
+	return sig, nil, false
 }

@@ -28,6 +28,8 @@ type Policy struct {
 	PredicateType string
 	// Requirements replaces those derived from the trusted root.
 	Requirements *Requirements
+	// Thresholds replaces single ones of them.
+	Thresholds Thresholds
 }
 
 // Identity is a pair of matchers that both have to fit a certificate. Make one with NewIdentity.
@@ -122,6 +124,9 @@ func (p *Policy) check() error {
 	default:
 		return fmt.Errorf("the policy's key is of type %T", p.Key)
 	}
+	if err := p.Thresholds.check(); err != nil {
+		return err
+	}
 	for _, id := range p.Identities {
 		if id.issuer == (matcher{}) || id.subject == (matcher{}) {
 			return errors.New("an identity of the policy lacks an issuer or a subject")
@@ -138,6 +143,9 @@ func (a *attempt) verifyIdentity() error {
 		return nil
 	}
 	summary := a.bundle.summary
+	if summary.Issuer == "" { // or a pattern might fit it
+		return fail(ReasonIdentityIssuer, nil, "the certificate names no issuer of identities")
+	}
 	var subject error
 	for _, id := range a.policy.Identities {
 		if !id.issuer.matches(summary.Issuer) {
@@ -149,7 +157,7 @@ func (a *attempt) verifyIdentity() error {
 		}
 		if id.Extensions != (certificate.Extensions{}) {
 			if err := certificate.CompareExtensions(id.Extensions, summary.Extensions); err != nil {
-				subject = fail(ReasonPolicyDenied, err, "certificate extensions")
+				subject = fail(ReasonIdentityExtension, err, "certificate extensions")
 				continue
 			}
 		}
@@ -165,6 +173,9 @@ func (a *attempt) verifyIdentity() error {
 func summarize(leaf *x509.Certificate) (*certificate.Summary, error) {
 	summary, err := certificate.SummarizeCertificate(leaf)
 	if err != nil {
+		if san, _ := cryptoutils.UnmarshalOtherNameSAN(leaf.Extensions); len(leaf.URIs)+len(leaf.EmailAddresses) == 0 && san == "" {
+			return nil, fail(ReasonCertSubject, err, "the certificate names nobody")
+		}
 		return nil, err
 	}
 	var v1, v2 string
@@ -188,7 +199,7 @@ func summarize(leaf *x509.Certificate) (*certificate.Summary, error) {
 		}
 	}
 	if has1 && has2 && v1 != v2 {
-		return nil, fmt.Errorf("issuer extensions contradict each other: %q and %q", v1, v2)
+		return nil, fail(ReasonIssuerConflict, nil, "issuer extensions contradict each other: %.200q and %.200q", v1, v2)
 	}
 	return &summary, nil
 }

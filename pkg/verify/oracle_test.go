@@ -11,6 +11,7 @@ import (
 	"github.com/sigstore/sigstore-go/pkg/root"
 	upstream "github.com/sigstore/sigstore-go/pkg/verify"
 	"github.com/sigstore/sigstore/pkg/signature"
+	"github.com/sigstore/sigstore/pkg/signature/options"
 
 	"github.com/attestry/attestry/pkg/verify"
 )
@@ -29,7 +30,11 @@ func oracle(trustedRoot, bundleJSON, artifact []byte, key crypto.PublicKey) erro
 	policy := []upstream.PolicyOption{upstream.WithoutIdentitiesUnsafe()}
 	switch {
 	case key != nil:
-		verifier, err := signature.LoadDefaultVerifier(key)
+		var load []signature.LoadOption
+		if isMessage(bundleJSON) { // what a certificate's key signs with, too
+			load = append(load, options.WithED25519ph())
+		}
+		verifier, err := signature.LoadDefaultVerifier(key, load...)
 		if err != nil {
 			return err
 		}
@@ -55,6 +60,12 @@ func oracle(trustedRoot, bundleJSON, artifact []byte, key crypto.PublicKey) erro
 	}
 	_, err = v.Verify(b, upstream.NewPolicy(upstream.WithArtifact(bytes.NewReader(artifact)), policy...))
 	return err
+}
+
+// isMessage says whether a bundle is a message signature.
+func isMessage(bundleJSON []byte) bool {
+	b := &bundle.Bundle{}
+	return b.UnmarshalJSON(bundleJSON) == nil && b.GetMessageSignature() != nil
 }
 
 // agree fails the test when ours accepted what sigstore-go refuses. It no longer reads dsse/0.0.2.

@@ -1,5 +1,7 @@
 package verify
 
+import "fmt"
+
 // Requirements are how many proofs of each kind a bundle must carry. A threshold counts distinct
 // logs and distinct authorities.
 type Requirements struct {
@@ -13,6 +15,15 @@ type Requirements struct {
 // requirements derives what a bundle must prove from the trusted root, so that removing a field from a
 // bundle can never lower the bar. The policy may replace the derivation as a whole.
 func (a *attempt) requirements() (Requirements, error) {
+	r, err := a.derive()
+	if err != nil {
+		return r, err
+	}
+	a.policy.Thresholds.apply(&r)
+	return r, nil
+}
+
+func (a *attempt) derive() (Requirements, error) {
 	if r := a.policy.Requirements; r != nil {
 		return *r, nil
 	}
@@ -39,4 +50,36 @@ func (a *attempt) requirements() (Requirements, error) {
 		}
 	}
 	return r, nil
+}
+
+// MaxThreshold is the highest number that a threshold may have: a bundle carries no more entries or timestamps.
+const MaxThreshold = maxEntries
+
+// Thresholds are numbers of Requirements to replace; nil leaves what is derived. A number may lower the bar, since who writes a policy
+// may; what a bundle lacks never does.
+type Thresholds struct {
+	LogEntries, SCTs, IntegratedTimestamps, SignedTimestamps, ObserverTimestamps *int
+}
+
+func (t *Thresholds) check() error {
+	for _, n := range []*int{t.LogEntries, t.SCTs, t.IntegratedTimestamps, t.SignedTimestamps, t.ObserverTimestamps} {
+		if n != nil && (*n < 0 || *n > MaxThreshold) {
+			return fmt.Errorf("the policy's threshold %d is not between 0 and %d", *n, MaxThreshold)
+		}
+	}
+	return nil
+}
+
+func (t *Thresholds) apply(r *Requirements) {
+	for _, n := range []struct{ given, of *int }{
+		{t.LogEntries, &r.LogEntries},
+		{t.SCTs, &r.SCTs},
+		{t.IntegratedTimestamps, &r.IntegratedTimestamps},
+		{t.SignedTimestamps, &r.SignedTimestamps},
+		{t.ObserverTimestamps, &r.ObserverTimestamps},
+	} {
+		if n.given != nil {
+			*n.of = *n.given
+		}
+	}
 }

@@ -30,15 +30,15 @@ type sct struct {
 
 // verifySCTs counts the logs whose SCT in the certificate verifies. SCTs of unknown logs are skipped.
 func (a *attempt) verifySCTs() error {
-	if a.require.SCTs == 0 || a.bundle.leaf == nil {
-		if a.require.SCTs > 0 && a.policy.Requirements != nil {
-			return fail(ReasonSCTMissing, nil, "a key carries no SCT")
-		}
+	switch {
+	case a.require.SCTs == 0:
 		return nil
+	case a.bundle.leaf == nil:
+		return fail(ReasonSCTMissing, nil, "a key carries no SCT")
 	}
 	list, err := sctsOf(a.bundle.leaf)
 	if err != nil {
-		return fail(ReasonSCTInvalid, err, "SCT list of the certificate")
+		return fail(ReasonSCTMalformed, err, "SCT list of the certificate")
 	}
 	if len(list) == 0 {
 		return fail(ReasonSCTMissing, nil, "the certificate has no SCT")
@@ -50,8 +50,12 @@ func (a *attempt) verifySCTs() error {
 		if !ok {
 			continue
 		}
+		if at := time.UnixMilli(int64(s.timestampMillis)); !log.window.contains(at) { //nolint:gosec // out of range is outside every window
+			problem = fail(ReasonSCTExpired, nil, "%s is outside the validity of the log key", at.UTC().Format(time.RFC3339))
+			continue
+		}
 		if err := s.verify(a.bundle.leaf, a.issuer, log); err != nil {
-			problem = err
+			problem = fail(ReasonSCTInvalid, err, "by log %x", s.logID)
 			continue
 		}
 		verified[log.id] = true
@@ -60,7 +64,7 @@ func (a *attempt) verifySCTs() error {
 	case len(verified) >= a.require.SCTs:
 		return nil
 	case problem != nil:
-		return fail(ReasonSCTInvalid, problem, "SCT")
+		return fmt.Errorf("SCT: %w", problem)
 	default:
 		return fail(ReasonSCTMissing, nil, "%d of %d required SCTs are by logs of the trusted root", len(verified), a.require.SCTs)
 	}
@@ -102,10 +106,6 @@ func sctsOf(cert *x509.Certificate) ([]sct, error) {
 
 // verify checks the SCT over the precertificate that leaf was made from.
 func (s *sct) verify(leaf, issuer *x509.Certificate, log *logKey) error {
-	at := time.UnixMilli(int64(s.timestampMillis)) //nolint:gosec // out of range is outside every window
-	if !log.window.contains(at) {
-		return fmt.Errorf("timestamp %s is outside the validity of the log key", at.UTC().Format(time.RFC3339))
-	}
 	if issuer == nil {
 		return errors.New("the issuer is not known")
 	}

@@ -126,10 +126,10 @@ func (a *attempt) verifySignature() error {
 	}
 	digest, ok := a.artifact.digests[b.digestAlg]
 	if !ok {
-		return fail(ReasonSubjectMismatch, nil, "the bundle holds a %s digest, the artifact is given by another", b.digestAlg)
+		return fail(ReasonDigestMismatch, nil, "the bundle holds a %s digest, the artifact is given by another", b.digestAlg)
 	}
 	if !bytes.Equal(digest, b.digest) {
-		return fail(ReasonSubjectMismatch, nil, "the bundle is for digest %s:%x, the artifact has %s:%x", b.digestAlg, b.digest, b.digestAlg, digest)
+		return fail(ReasonDigestMismatch, nil, "the bundle is for digest %s:%x, the artifact has %s:%x", b.digestAlg, b.digest, b.digestAlg, digest)
 	}
 	for _, h := range hashesFor(a.key) {
 		if d, ok := a.artifact.digests[nameOf(h)]; ok && verifyDigest(a.key, h, d, b.signature) {

@@ -6,7 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
-	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,74 +43,85 @@ type token struct {
 
 // verifyTimestamps adds the time of each RFC 3161 token over the raw signature that verifies under a timestamp
 // authority of the trusted root and returns how many distinct authorities there were. A token that
-// does not verify is skipped; the error says why, for the case that the count falls short.
+// does not verify is skipped; the error says why, for the case that the count falls short: of several, the one of the token that
+// came furthest.
 func (a *attempt) verifyTimestamps() (int, error) {
 	seen := make(map[string]bool) // by SubjectPublicKeyInfo of the TSA leaf
-	var problems []error
+	var problem error
 	for _, der := range a.bundle.timestamps {
-		t, err := parseToken(der)
+		tsa, signer, t, err := a.verifyTimestamp(der)
 		if err != nil {
-			problems = append(problems, err)
+			problem = deeper(problem, err)
 			continue
 		}
-		if !bytes.Equal(t.digest, sum(t.hash, a.bundle.signature)) {
-			problems = append(problems, errors.New("the timestamp is over another signature"))
-			continue
-		}
-		var why []error
-		verified := false
-		for _, tsa := range a.root.tsas {
-			signer, err := tsa.verifyToken(t)
-			if err != nil {
-				why = append(why, err)
-				continue
-			}
-			verified = true
-			key := string(signer.RawSubjectPublicKeyInfo)
-			if seen[key] {
-				break
-			}
+		if key := string(signer.RawSubjectPublicKeyInfo); !seen[key] {
 			seen[key] = true
 			a.times = append(a.times, VerifiedTimestamp{Type: "TimestampAuthority", URI: tsa.uri, Timestamp: t.time, Authority: signer.Subject.String()})
-			break
-		}
-		if !verified {
-			why = append(why, errors.New("no timestamp authority of the trusted root made it"))
-			problems = append(problems, errors.Join(why...))
 		}
 	}
-	return len(seen), errors.Join(problems...)
+	return len(seen), problem
 }
 
-// verifyToken checks the token's one signature, the signer's certificate chain at the token's own time (RFC 3161,
-// section 2.3; expired since is fine), and the window in which the authority was in use.
-func (tsa *tsaAuthority) verifyToken(t *token) (*x509.Certificate, error) {
-	if !tsa.window.contains(t.time) {
-		return nil, fmt.Errorf("%s is outside the authority's window, %s", t.time.UTC().Format(time.RFC3339), tsa.window)
+// verifyTimestamp returns the authority of the trusted root that made a token, and the certificate that signed it.
+func (a *attempt) verifyTimestamp(der []byte) (*tsaAuthority, *x509.Certificate, *token, error) {
+	t, err := parseToken(der)
+	if err != nil {
+		return nil, nil, nil, err
 	}
+	if !bytes.Equal(t.digest, sum(t.hash, a.bundle.signature)) {
+		return nil, nil, nil, fail(ReasonTimestampMismatch, nil, "the timestamp is over another signature")
+	}
+	problem := fail(ReasonTimestampUntrusted, nil, "the trusted root has no timestamp authority")
+	for _, tsa := range a.root.tsas {
+		signer, err := tsa.verifyToken(t)
+		if err == nil {
+			return tsa, signer, t, nil
+		}
+		problem = deeper(problem, err)
+	}
+	return nil, nil, nil, problem
+}
+
+// deeper returns the one of two refusals of a token that came in a later step, b when it was the same; a may be nil.
+func deeper(a, b error) error {
+	steps := []Reason{
+		ReasonTooLarge, ReasonTimestampMalformed, ReasonTimestampHash, ReasonTimestampMismatch, ReasonTimestampUntrusted, ReasonTimestampUsage,
+		ReasonTimestampExpired, ReasonTimestampChain, ReasonTimestampInvalid,
+	}
+	if a != nil && slices.Index(steps, ReasonOf(a)) > slices.Index(steps, ReasonOf(b)) {
+		return a
+	}
+	return b
+}
+
+// verifyToken checks who signed the token, the window in which the authority was in use, the signer's certificate chain at the
+// token's own time (RFC 3161, section 2.3; expired since is fine), and only then the one signature, with a key that is vouched for.
+func (tsa *tsaAuthority) verifyToken(t *token) (*x509.Certificate, error) {
 	signer := t.cms.signer(t.cms.certificates...)
 	if len(t.cms.certificates) == 0 {
 		signer = t.cms.signer(tsa.leaf)
 	}
 	switch {
 	case signer == nil:
-		return nil, errors.New("the certificate that signed the token is neither in it nor in the trusted root")
+		return nil, fail(ReasonTimestampUntrusted, nil, "the certificate that signed the token is neither in it nor in the trusted root")
 	case tsa.leaf != nil && !tsa.leaf.Equal(signer):
-		return nil, errors.New("the token is signed by another certificate than the trusted root names")
+		return nil, fail(ReasonTimestampUntrusted, nil, "the token is signed by another certificate than the trusted root names")
 	case signer.IsCA:
-		return nil, errors.New("the timestamping certificate is a CA certificate")
+		return nil, fail(ReasonTimestampUsage, nil, "the timestamping certificate is a CA certificate")
 	}
 	if err := onlyTimestamping(signer); err != nil {
-		return nil, err
+		return nil, fail(ReasonTimestampUsage, err, "the timestamping certificate")
+	}
+	if !tsa.window.contains(t.time) {
+		return nil, fail(ReasonTimestampExpired, nil, "%s is outside the authority's window, %s", t.time.UTC().Format(time.RFC3339), tsa.window)
+	}
+	if w := tsa.pinned(); w.empty() || !w.contains(t.time) { // else signer is the pinned certificate
+		if _, err := tsa.verify(signer, t.time, t.cms.certificates); err != nil {
+			return nil, fail(ReasonTimestampChain, err, "the timestamping certificate")
+		}
 	}
 	if err := t.cms.verify(signer); err != nil {
-		return nil, err
-	}
-	if w := tsa.pinned(); !w.empty() && w.contains(t.time) { // signer is the pinned certificate
-		return signer, nil
-	}
-	if _, err := tsa.verify(signer, t.time, t.cms.certificates); err != nil {
-		return nil, err
+		return nil, fail(ReasonTimestampInvalid, err, "the token")
 	}
 	return signer, nil
 }
@@ -118,14 +129,14 @@ func (tsa *tsaAuthority) verifyToken(t *token) (*x509.Certificate, error) {
 // onlyTimestamping requires one extended key usage, timeStamping, in a critical extension.
 func onlyTimestamping(c *x509.Certificate) error {
 	if len(c.ExtKeyUsage) != 1 || c.ExtKeyUsage[0] != x509.ExtKeyUsageTimeStamping || len(c.UnknownExtKeyUsage) != 0 {
-		return errors.New("the timestamping certificate's key usage is not timestamping alone")
+		return errors.New("its key usage is not timestamping alone")
 	}
 	for _, e := range c.Extensions {
 		if e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 37}) && e.Critical {
 			return nil
 		}
 	}
-	return errors.New("the timestamping certificate's extended key usage is not critical")
+	return errors.New("its extended key usage is not critical")
 }
 
 // parseToken reads a granted TimeStampResp and the members of its TSTInfo that matter (RFC 3161, section 2.4.2):
@@ -137,17 +148,20 @@ func parseToken(der []byte) (*token, error) {
 	var resp, status, contentInfo cryptobyte.String
 	var granted int64
 	if !in.ReadASN1(&resp, cbasn1.SEQUENCE) || !in.Empty() || !resp.ReadASN1(&status, cbasn1.SEQUENCE) || !status.ReadASN1Integer(&granted) {
-		return nil, errors.New("malformed timestamp response")
+		return nil, fail(ReasonTimestampMalformed, nil, "not a timestamp response")
 	}
 	if granted != 0 {
-		return nil, fmt.Errorf("timestamp response has status %d", granted)
+		return nil, fail(ReasonTimestampMalformed, nil, "timestamp response has status %d", granted)
 	}
 	if !resp.ReadASN1Element(&contentInfo, cbasn1.SEQUENCE) || !resp.Empty() {
-		return nil, errors.New("timestamp response has no token")
+		return nil, fail(ReasonTimestampMalformed, nil, "timestamp response has no token")
 	}
 	cms, err := parseSignedData(contentInfo)
 	if err != nil {
-		return nil, fmt.Errorf("timestamp token: %w", err)
+		if ReasonOf(err) != ReasonInternal {
+			return nil, err
+		}
+		return nil, fail(ReasonTimestampMalformed, err, "timestamp token")
 	}
 	content := cryptobyte.String(cms.content)
 	var info, imprint, alg, digest, genTime cryptobyte.String
@@ -157,14 +171,14 @@ func parseToken(der []byte) (*token, error) {
 		!info.SkipASN1(cbasn1.OBJECT_IDENTIFIER) || !info.ReadASN1(&imprint, cbasn1.SEQUENCE) || !imprint.ReadASN1(&alg, cbasn1.SEQUENCE) ||
 		!alg.ReadASN1ObjectIdentifier(&oid) || !imprint.ReadASN1(&digest, cbasn1.OCTET_STRING) || !imprint.Empty() ||
 		!info.SkipASN1(cbasn1.INTEGER) || !info.ReadASN1(&genTime, cbasn1.GeneralizedTime) {
-		return nil, errors.New("malformed timestamp info")
+		return nil, fail(ReasonTimestampMalformed, nil, "not a timestamp info")
 	}
 	t := &token{cms: cms, hash: hashOfOID(oid), digest: digest}
 	if t.hash == 0 {
-		return nil, fmt.Errorf("timestamp is over a digest of type %s", oid)
+		return nil, fail(ReasonTimestampHash, nil, "timestamp is over a digest of type %s", oid)
 	}
 	if t.time, err = time.Parse("20060102150405.999999999Z", string(genTime)); err != nil {
-		return nil, fmt.Errorf("timestamp's time: %w", err)
+		return nil, fail(ReasonTimestampMalformed, err, "timestamp's time")
 	}
 	return t, nil
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -42,7 +43,7 @@ func (a *attempt) verifyEntries() error {
 				return fail(ReasonEntryMismatch, err, "the bundle cannot be logged as %s/%s", e.kind.kind, e.kind.version)
 			}
 			if !bytes.Equal(leaf, rebuilt) {
-				return fail(ReasonEntryMismatch, nil, "the log entry is for another signature, key or digest")
+				return mismatchV2(e.kind, leaf, rebuilt)
 			}
 		} else if err := a.bindV1(e); err != nil {
 			return err
@@ -72,7 +73,7 @@ func (a *attempt) verifyEntries() error {
 		if unknown {
 			return fail(ReasonLogUnknown, nil, "no entry of the bundle is in a log of the trusted root")
 		}
-		return fail(ReasonInclusionInvalid, nil, "%d of %d required log entries are proven", len(logs), a.require.LogEntries)
+		return fail(ReasonEntryMissing, nil, "%d of %d required log entries are proven", len(logs), a.require.LogEntries)
 	}
 	return nil
 }
@@ -97,10 +98,6 @@ func verifySET(e *entry, set []byte, log *logKey) error {
 	if !ok {
 		return fail(ReasonSETInvalid, nil, "signed entry timestamps need an ECDSA log key, not %T", log.key)
 	}
-	at := time.Unix(e.GetIntegratedTime(), 0)
-	if !log.window.contains(at) {
-		return fail(ReasonSETInvalid, nil, "integrated at %s, outside the validity of the log key", at.UTC().Format(time.RFC3339))
-	}
 	body := e.GetCanonicalizedBody()
 	payload := make([]byte, 0, base64.StdEncoding.EncodedLen(len(body))+192)
 	payload = append(payload, `{"body":"`...)
@@ -116,6 +113,10 @@ func verifySET(e *entry, set []byte, log *logKey) error {
 	if !ecdsa.VerifyASN1(key, sum[:], set) {
 		return fail(ReasonSETInvalid, nil, "the signed entry timestamp does not verify")
 	}
+	at := time.Unix(e.GetIntegratedTime(), 0)
+	if !log.window.contains(at) {
+		return fail(ReasonLogExpired, nil, "integrated at %s, outside the validity of the log key", at.UTC().Format(time.RFC3339))
+	}
 	return nil
 }
 
@@ -125,14 +126,14 @@ func verifyInclusion(e *entry, leaf []byte, log *logKey) (int64, error) {
 	p := e.GetInclusionProof()
 	cp, err := openCheckpoint(p.GetCheckpoint().GetEnvelope(), log, e.kind.v2())
 	if err != nil {
-		return 0, fail(ReasonCheckpointInvalid, err, "checkpoint")
+		return 0, fmt.Errorf("checkpoint: %w", err)
 	}
 	if cp.size != uint64(p.GetTreeSize()) || !bytes.Equal(cp.root, p.GetRootHash()) { //nolint:gosec // not negative, see read
-		return 0, fail(ReasonCheckpointInvalid, nil, "the checkpoint is for another tree than the inclusion proof")
+		return 0, fail(ReasonCheckpointMismatch, nil, "the checkpoint is for another tree than the inclusion proof")
 	}
 	index := p.GetLogIndex()
 	if e.kind.v2() && index != e.GetLogIndex() {
-		return 0, fail(ReasonInclusionInvalid, nil, "the inclusion proof is for index %d, the entry says %d", index, e.GetLogIndex())
+		return 0, fail(ReasonInclusionIndex, nil, "the inclusion proof is for index %d, the entry says %d", index, e.GetLogIndex())
 	}
 	hasher := rfc6962.DefaultHasher
 	if err := proof.VerifyInclusion(hasher, uint64(index), cp.size, hasher.HashLeaf(leaf), p.GetHashes(), cp.root); err != nil {

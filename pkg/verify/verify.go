@@ -127,7 +127,7 @@ func (a *attempt) verifyTimes() error {
 		return fail(ReasonNoTime, nil, "%d of %d required integrated times are proven", integrated, a.require.IntegratedTimestamps)
 	case signed < a.require.SignedTimestamps, integrated+signed < a.require.ObserverTimestamps:
 		if tsErr != nil {
-			return fail(ReasonTimestampInvalid, tsErr, "no signed timestamp verifies")
+			return fmt.Errorf("signed timestamp: %w", tsErr)
 		}
 		return fail(ReasonNoTime, nil, "the bundle proves no time of signing")
 	case a.bundle.leaf != nil && integrated+signed == 0:
@@ -139,7 +139,7 @@ func (a *attempt) verifyTimes() error {
 		}
 		for _, t := range a.times {
 			if !w.contains(t.Timestamp) {
-				return fail(ReasonKeyMismatch, nil, "signed at %s, outside the key's validity window", t.Timestamp.UTC().Format(time.RFC3339))
+				return fail(ReasonKeyExpired, nil, "signed at %s, outside the key's validity window", t.Timestamp.UTC().Format(time.RFC3339))
 			}
 		}
 	}

@@ -48,8 +48,8 @@ func TestSigstoreGoBundles(t *testing.T) {
 		"an OtherName subject":                        {"othername.sigstore.json", "scaffolding.json", "sha256:bc103b4a84971ef6459b294a2b98568a2bfb72cded09d4acd1e16366a401f95b", noSCT, ""},
 		"an OtherName subject that is another":        {"othername.sigstore.json", "scaffolding.json", "sha256:bc103b4a84971ef6459b294a2b98568a2bfb72cded09d4acd1e16366a401f95b", identity(t, "http://oidc.local:8080", "foo@oidc.local"), verify.ReasonIdentitySubject},
 		"a key within its window":                     {"public-key-validity.sigstore.json", "public-key-validity.json", "sha256:6ae8a75555209fd6c44157c0aed8016e763ff435a19cf186f76863140143ff72", &verify.Policy{Key: key, KeyWindow: verify.Window{Start: time.Unix(0, 0)}}, ""},
-		"a key outside its window":                    {"public-key-validity.sigstore.json", "public-key-validity.json", "sha256:6ae8a75555209fd6c44157c0aed8016e763ff435a19cf186f76863140143ff72", &verify.Policy{Key: key, KeyWindow: verify.Window{Start: time.Unix(0, 0), End: time.Unix(1, 0)}}, verify.ReasonKeyMismatch},
-		"a key's bundle for an artifact of the other": {"public-key-validity.sigstore.json", "public-key-validity.json", "sha256:bc103b4a84971ef6459b294a2b98568a2bfb72cded09d4acd1e16366a401f95b", &verify.Policy{Key: key}, verify.ReasonSubjectMismatch},
+		"a key outside its window":                    {"public-key-validity.sigstore.json", "public-key-validity.json", "sha256:6ae8a75555209fd6c44157c0aed8016e763ff435a19cf186f76863140143ff72", &verify.Policy{Key: key, KeyWindow: verify.Window{Start: time.Unix(0, 0), End: time.Unix(1, 0)}}, verify.ReasonKeyExpired},
+		"a key's bundle for an artifact of the other": {"public-key-validity.sigstore.json", "public-key-validity.json", "sha256:bc103b4a84971ef6459b294a2b98568a2bfb72cded09d4acd1e16366a401f95b", &verify.Policy{Key: key}, verify.ReasonDigestMismatch},
 	} {
 		t.Run(name, func(t *testing.T) {
 			artifact, ok := verify.ParseDigest(c.digest)
@@ -123,14 +123,9 @@ func TestSignatureAlgorithmsOfKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hashed := func(h crypto.Hash) []byte {
-		w := h.New()
-		w.Write(theArtifact)
-		return w.Sum(nil)
-	}
 	ec := func(c elliptic.Curve, h crypto.Hash) (crypto.PublicKey, []byte) {
 		k := newKey(t, c)
-		sig, err := ecdsa.SignASN1(rand.Reader, k, hashed(h))
+		sig, err := ecdsa.SignASN1(rand.Reader, k, hashed(h, theArtifact))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -155,8 +150,8 @@ func TestSignatureAlgorithmsOfKeys(t *testing.T) {
 		"P-384 with SHA-384":            {p384, protocommon.HashAlgorithm_SHA2_384, crypto.SHA384, sig384, true},
 		"P-384 with SHA-256":            {p384old, protocommon.HashAlgorithm_SHA2_256, crypto.SHA256, sig384old, true},
 		"P-521 with SHA-512":            {p521, protocommon.HashAlgorithm_SHA2_512, crypto.SHA512, sig521, true},
-		"RSA PKCS #1 v1.5":              {rsaKey.Public(), protocommon.HashAlgorithm_SHA2_256, crypto.SHA256, must(rsaKey.Sign(nil, hashed(crypto.SHA256), crypto.SHA256)), true},
-		"Ed25519ph":                     {edPub, protocommon.HashAlgorithm_SHA2_512, crypto.SHA512, must(edKey.Sign(nil, hashed(crypto.SHA512), &ed25519.Options{Hash: crypto.SHA512})), true},
+		"RSA PKCS #1 v1.5":              {rsaKey.Public(), protocommon.HashAlgorithm_SHA2_256, crypto.SHA256, must(rsaKey.Sign(nil, hashed(crypto.SHA256, theArtifact), crypto.SHA256)), true},
+		"Ed25519ph":                     {edPub, protocommon.HashAlgorithm_SHA2_512, crypto.SHA512, must(edKey.Sign(nil, hashed(crypto.SHA512, theArtifact), &ed25519.Options{Hash: crypto.SHA512})), true},
 		"Ed25519 of the artifact alone": {edPub, protocommon.HashAlgorithm_SHA2_256, crypto.SHA256, ed25519.Sign(edKey, theArtifact), false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -166,7 +161,7 @@ func TestSignatureAlgorithmsOfKeys(t *testing.T) {
 					PublicKey: &protocommon.PublicKeyIdentifier{},
 				}},
 				Content: &protobundle.Bundle_MessageSignature{MessageSignature: &protocommon.MessageSignature{
-					MessageDigest: &protocommon.HashOutput{Algorithm: c.alg, Digest: hashed(c.hash)}, Signature: c.sig,
+					MessageDigest: &protocommon.HashOutput{Algorithm: c.alg, Digest: hashed(c.hash, theArtifact)}, Signature: c.sig,
 				}},
 			})
 			if err != nil {
@@ -176,7 +171,7 @@ func TestSignatureAlgorithmsOfKeys(t *testing.T) {
 			if _, err := check(root, bundle, verify.FromBytes(theArtifact), policy); err != nil {
 				t.Errorf("from bytes: %v", err)
 			}
-			digest, err := verify.FromDigest(map[crypto.Hash]string{crypto.SHA256: "sha256", crypto.SHA384: "sha384", crypto.SHA512: "sha512"}[c.hash], hashed(c.hash))
+			digest, err := verify.FromDigest(map[crypto.Hash]string{crypto.SHA256: "sha256", crypto.SHA384: "sha384", crypto.SHA512: "sha512"}[c.hash], hashed(c.hash, theArtifact))
 			if err != nil {
 				t.Fatal(err)
 			}
