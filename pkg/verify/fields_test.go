@@ -196,6 +196,8 @@ func (c features) refusal(path, op string) (want verify.Reason, known bool) {
 		return "", true
 	case "tlogEntries.inclusionProof":
 		switch {
+		case isSwap && c.v2 && c.apart:
+			return verify.ReasonInclusionIndex, true
 		case isSwap:
 			return verify.ReasonInclusionInvalid, true
 		case !c.promise:

@@ -39,6 +39,7 @@ type features struct {
 	log                      bool // the trusted root knows a log and the bundle has an entry of it
 	kind                     string
 	v2, promise, proof       bool
+	apart                    bool // the other bundle's entry has another index in its tree
 	timestamps               int
 	needsTimestamp, needsSCT bool
 }
@@ -58,6 +59,7 @@ func (f *form) features() features {
 		c.v2 = c.kind == "hashedrekord/0.0.2" || c.kind == "dsse/0.0.2"
 		c.promise = len(e.GetInclusionPromise().GetSignedEntryTimestamp()) > 0 && !c.v2
 		c.proof = e.GetInclusionProof() != nil
+		c.apart = f.other != nil && f.other.VerificationMaterial.TlogEntries[0].GetInclusionProof().GetLogIndex() != e.GetInclusionProof().GetLogIndex()
 	}
 	c.timestamps = len(vm.GetTimestampVerificationData().GetRfc3161Timestamps())
 	c.needsTimestamp = c.cert && !(c.promise && c.log)

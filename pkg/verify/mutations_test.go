@@ -50,7 +50,7 @@ func TestMutations(t *testing.T) {
 	cryptotest.SetGlobalRandom(t, 1)
 	i := newInstance(t)
 	list := mutations(i)
-	all := append(forms(t, i), vectorForms(t)...)
+	all := append(append(forms(t, i), vectorForms(t)...), ownForms(t)...)
 	fields, properties := 0, 0
 	for _, f := range all {
 		t.Run(f.name, func(t *testing.T) {
