@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,7 +18,7 @@ func main() {
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "attestry:", err)
-		os.Exit(1)
+		os.Exit(exitStatus(err))
 	}
 }
 
@@ -40,9 +41,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		newBackupCommand(),
 		newRestoreCommand(),
 		newBenchCommand(),
+		newConformanceCommand(),
 	)
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	return root.ExecuteContext(ctx)
+}
+
+// exitStatus is 1 unless err says otherwise.
+func exitStatus(err error) int {
+	var s statusError
+	if errors.As(err, &s) {
+		return s.status
+	}
+	return 1
 }

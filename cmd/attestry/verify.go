@@ -14,11 +14,30 @@ import (
 	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/sign"
 	"github.com/attestry/attestry/pkg/verify"
+	"github.com/attestry/attestry/pkg/verify/freshness"
 )
 
+// exitRefused is the status when something was verified and refused; every other error is 2: nothing was decided.
+const (
+	exitRefused   = 1
+	exitUndecided = 2
+)
+
+// statusError is an error that says with which status the program ends.
+type statusError struct {
+	status int
+	error
+}
+
+func (e statusError) Unwrap() error { return e.error }
+
+// verifyFlags are those of `attestry verify`.
 type verifyFlags struct {
-	trustedRoot, bundle, key, predicateType, output string
-	identity, identityRegexp, issuer, issuerRegexp  string
+	signer signerFlags
+	trust  trustFlags
+	needs  requirementFlags
+
+	bundle, predicateType, output string
 }
 
 func newVerifyCommand() *cobra.Command {
@@ -31,23 +50,23 @@ no connection is made.
 
 A certificate's bundle needs an identity and its OpenID issuer, each as a value or as a regular expression (RE2)
 that has to match the whole value. A key's bundle needs --key. What must be proven besides (log entry, SCT,
-timestamp) follows from the trusted root.
+timestamp) follows from the trusted root, unless --log-entries and its like say otherwise.
 
-Exit status 0 when verified, 1 when not; then one line on standard error gives a stable reason code.`,
-		Example: `  attestry verify --certificate-identity alice@example.com --certificate-oidc-issuer https://issuer.example app.tar.gz`,
-		Args:    cobra.ExactArgs(1),
+Exit status 0 when verified; 1 when refused: then a line on standard error gives a stable reason code; 2 when nothing
+was decided, as a file cannot be read or the flags contradict each other.`,
+		Example: `  attestry verify --certificate-identity alice@example.com --certificate-oidc-issuer https://issuer.example app.tar.gz
+  attestry verify --key release.pub --key-until 2026-12-31T00:00:00Z sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --bundle app.sigstore.json
+  attestry verify --identities who.json --signed-timestamps 2 --max-trust-age 720h --output json app.tar.gz`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.run(cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0])
 		},
 	}
+	f.signer.register(cmd)
+	f.trust.register(cmd)
+	f.needs.register(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&f.trustedRoot, "trusted-root", "", "trusted_root.json, or .jsonl with several (default $ATTESTRY_TRUSTED_ROOT)")
 	flags.StringVar(&f.bundle, "bundle", "", "bundle (default FILE.sigstore.json, then FILE.sigstore)")
-	flags.StringVar(&f.identity, "certificate-identity", "", "who must have signed: email, URI or name in the certificate")
-	flags.StringVar(&f.identityRegexp, "certificate-identity-regexp", "", "the same as a regular expression")
-	flags.StringVar(&f.issuer, "certificate-oidc-issuer", "", "OpenID issuer that must vouch for the identity")
-	flags.StringVar(&f.issuerRegexp, "certificate-oidc-issuer-regexp", "", "the same as a regular expression")
-	flags.StringVar(&f.key, "key", "", "public key (PEM) that must have signed, in place of an identity")
 	flags.StringVar(&f.predicateType, "type", "", "demand an attestation of this predicate type: a URI or a short name")
 	flags.StringVar(&f.output, "output", "text", "text or json")
 	return cmd
@@ -55,34 +74,54 @@ Exit status 0 when verified, 1 when not; then one line on standard error gives a
 
 func (f *verifyFlags) run(stdout, stderr io.Writer, target string) error {
 	if f.output != "text" && f.output != "json" {
-		return fmt.Errorf("--output %q is neither text nor json", f.output)
+		return statusError{exitUndecided, fmt.Errorf("--output %q is neither text nor json", f.output)}
 	}
 	policy, err := f.policy()
 	if err != nil {
-		return err
+		return statusError{exitUndecided, err}
 	}
-	result, err := f.verify(target, policy)
+	result, age, err := f.verify(stderr, target, policy)
 	if err != nil {
-		reason := verify.ReasonOf(err)
-		if f.output == "json" {
-			if err := json.NewEncoder(stdout).Encode(map[string]any{"verified": false, "reason": reason, "error": err.Error()}); err != nil {
-				return err
-			}
-		}
-		if reason == "internal" { // a file that cannot be read, a policy that says nothing
-			return err
-		}
-		return fmt.Errorf("not verified: %s: %s", reason, strings.Join(strings.Fields(err.Error()), " "))
+		return f.refuse(stdout, err)
 	}
 	if f.output == "json" {
-		enc := json.NewEncoder(stdout)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(result); err != nil {
-			return fmt.Errorf("writing the result: %w", err)
-		}
-		return nil
+		return writeJSON(stdout, verdict{Verified: true, Result: result, TrustExpires: age.Known()})
 	}
 	fmt.Fprintln(stderr, summary(result))
+	return nil
+}
+
+// verdict is what --output json prints: the members of a verification result of sigstore-go, and ours.
+type verdict struct {
+	Verified bool `json:"verified"`
+	*verify.Result
+	TrustExpires *time.Time    `json:"trustExpires,omitempty"` // of the TUF metadata beside the trusted root
+	Reason       verify.Reason `json:"reason,omitempty"`
+	Class        verify.Reason `json:"class,omitempty"` // the wider code that Reason belongs to
+	Error        string        `json:"error,omitempty"`
+}
+
+// refuse prints why nothing was proven and returns the error for standard error and the exit status.
+func (f *verifyFlags) refuse(stdout io.Writer, err error) error {
+	reason := verify.ReasonOf(err)
+	status := statusError{exitRefused, fmt.Errorf("not verified: %s: %s", reason, strings.Join(strings.Fields(err.Error()), " "))}
+	if reason == verify.ReasonInternal { // a file that cannot be read, a policy that says nothing
+		status = statusError{exitUndecided, err}
+	}
+	if f.output == "json" {
+		if err := writeJSON(stdout, verdict{Reason: reason, Class: reason.Class(), Error: err.Error()}); err != nil {
+			return statusError{exitUndecided, err}
+		}
+	}
+	return status
+}
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("writing the result: %w", err)
+	}
 	return nil
 }
 
@@ -100,50 +139,31 @@ func summary(r *verify.Result) string {
 }
 
 func (f *verifyFlags) policy() (*verify.Policy, error) {
-	p := &verify.Policy{PredicateType: sign.PredicateType(f.predicateType)}
-	named := f.identity + f.identityRegexp + f.issuer + f.issuerRegexp
-	switch {
-	case f.key != "" && named != "":
-		return nil, errors.New("give --key or an identity, not both")
-	case f.key != "":
-		pem, err := limit.ReadFile(f.key, 1<<20)
-		if err != nil {
-			return nil, fmt.Errorf("--key: %w", err)
-		}
-		if p.Key, err = verify.ParseKey(pem); err != nil {
-			return nil, fmt.Errorf("--key: %w", err)
-		}
-		return p, nil
-	case named == "":
-		return nil, errors.New("say who must have signed: --certificate-identity and --certificate-oidc-issuer, or --key")
-	}
-	id, err := verify.NewIdentity(f.issuer, f.issuerRegexp, f.identity, f.identityRegexp)
+	p, err := f.signer.policy()
 	if err != nil {
 		return nil, err
 	}
-	p.Identities = []verify.Identity{id}
-	return p, nil
+	p.PredicateType = sign.PredicateType(f.predicateType)
+	p.Thresholds, err = f.needs.thresholds()
+	return p, err
 }
 
-func (f *verifyFlags) verify(target string, policy *verify.Policy) (*verify.Result, error) {
-	trusted, err := readSetting(f.trustedRoot, "trusted-root", "ATTESTRY_TRUSTED_ROOT")
+func (f *verifyFlags) verify(stderr io.Writer, target string, policy *verify.Policy) (*verify.Result, freshness.Age, error) {
+	verifier, age, err := f.trust.verifier(stderr)
 	if err != nil {
-		return nil, err
+		return nil, age, err
 	}
-	verifier, err := verify.New(trusted)
+	artifact, closeArtifact, err := openArtifact(target)
 	if err != nil {
-		return nil, err
+		return nil, age, err
 	}
-	artifact, close, err := openArtifact(target)
-	if err != nil {
-		return nil, err
-	}
-	defer close()
+	defer closeArtifact()
 	bundle, err := f.readBundle(target)
 	if err != nil {
-		return nil, err
+		return nil, age, err
 	}
-	return verifier.Verify(bundle, artifact, policy)
+	result, err := verifier.Verify(bundle, artifact, policy)
+	return result, age, err
 }
 
 // readBundle reads the bundle given, or the one beside the file.
@@ -152,27 +172,40 @@ func (f *verifyFlags) readBundle(target string) ([]byte, error) {
 	if f.bundle == "" {
 		paths = []string{target + ".sigstore.json", target + ".sigstore"}
 	}
+	var data []byte
 	var err error
 	for _, path := range paths {
-		var data []byte
-		if data, err = limit.ReadFile(path, 16<<20); err == nil {
-			return data, nil
-		}
-		if !errors.Is(err, os.ErrNotExist) {
+		if data, err = readBundleFile(path); !errors.Is(err, os.ErrNotExist) {
 			break
 		}
 	}
-	return nil, fmt.Errorf("reading the bundle: %w", err)
+	return data, err
+}
+
+func readBundleFile(path string) ([]byte, error) {
+	data, err := limit.ReadFile(path, 16<<20)
+	if err != nil {
+		return nil, fmt.Errorf("reading the bundle: %w", err)
+	}
+	return data, nil
 }
 
 // openArtifact takes sha256:HEX, sha384:HEX or sha512:HEX as a digest unless there is a file of that name.
 func openArtifact(target string) (verify.Artifact, func() error, error) {
-	f, err := os.Open(target)
+	a, closeFile, err := openFile(target)
 	if err == nil {
-		return verify.FromReader(f), f.Close, nil
+		return a, closeFile, nil
 	}
-	if a, ok := verify.ParseDigest(target); ok {
+	if a, ok := verify.ParseDigest(target); ok && errors.Is(err, os.ErrNotExist) {
 		return a, func() error { return nil }, nil
 	}
-	return verify.Artifact{}, nil, err
+	return a, nil, err
+}
+
+func openFile(path string) (verify.Artifact, func() error, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return verify.Artifact{}, nil, err
+	}
+	return verify.FromReader(f), f.Close, nil
 }

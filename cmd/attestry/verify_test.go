@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -132,7 +133,7 @@ func TestVerifyCommandPrintsJSON(t *testing.T) {
 		if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
 			t.Fatalf("%s: %v: %s", name, err, &stdout)
 		}
-		if verified && (err != nil || got.MediaType == "") {
+		if verified && (err != nil || got.MediaType == "" || got.Verified == nil || !*got.Verified) {
 			t.Errorf("%s: %v: %s", name, err, &stdout)
 		}
 		if !verified && (err == nil || got.Reason != "no-time" || got.Verified == nil || *got.Verified) {
@@ -154,10 +155,7 @@ func TestVerifyCommandNeedsNoNetwork(t *testing.T) {
 		}
 		t.Skipf("run as root with unshare (util-linux) to prove this: %v", err)
 	}
-	exe := filepath.Join(t.TempDir(), "attestry")
-	if out, err := exec.Command("go", "build", "-o", exe, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	exe := build(t)
 	for name, ok := range map[string]bool{
 		"rekor2-timestamp-with-embedded-cert": true, "happy-path-v0.1": true, "managed-key-and-trusted-root": true, "wrong-material_fail": false,
 	} {
@@ -167,5 +165,88 @@ func TestVerifyCommandNeedsNoNetwork(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); ok != (err == nil) {
 			t.Errorf("%s: %v: %s", name, err, out)
 		}
+	}
+}
+
+// validCase returns the files of a case.
+func validCase(base, name string) (dir, root, artifact string) {
+	dir = filepath.Join(base, "bundle-verify", name)
+	root = filepath.Join(dir, "trusted_root.json")
+	if _, err := os.Stat(root); err != nil {
+		root = filepath.Join(base, "trusted_root.public-good.json")
+	}
+	return dir, root, artifactOf(base, dir)
+}
+
+func TestVerifyCommandOptions(t *testing.T) {
+	base := conformance(t)
+	certDir, certRoot, certArtifact := validCase(base, "happy-path-intoto-in-dsse-v3")
+	keyDir, keyRoot, keyArtifact := validCase(base, "managed-key-and-trusted-root")
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	cert := []string{"verify", "--bundle", filepath.Join(certDir, "bundle.sigstore.json"), "--trusted-root", certRoot}
+	beacon := []string{"--certificate-identity", beaconIdentity, "--certificate-oidc-issuer", beaconIssuer}
+	key := []string{"verify", "--bundle", filepath.Join(keyDir, "bundle.sigstore.json"), "--trusted-root", keyRoot, "--key", filepath.Join(keyDir, "key.pub")}
+	identities := `[{"issuer":"https://other.example","subject":"x"},{"issuerRegExp":"https://token\\..*","subjectRegExp":".*/extremely-dangerous-oidc-beacon.yml@.*","extensions":{"runnerEnvironment":"github-hosted"}}]`
+	for name, c := range map[string]struct {
+		args   []string
+		status int
+		want   string // in the error, for status 1 the reason
+	}{
+		"one of two identities":             {append(append(slices.Clip(cert), "--certificate-identity", "other"), append(slices.Clip(beacon), certArtifact)...), 0, ""},
+		"a list of identities":              {append(slices.Clip(cert), "--identities", file("who.json", identities), certArtifact), 0, ""},
+		"a list that names others":          {append(slices.Clip(cert), "--identities", file("others.json", `[{"issuer":"a","subject":"b"}]`), certArtifact), exitRefused, "identity-issuer"},
+		"a list in another spelling":        {append(slices.Clip(cert), "--identities", file("case.json", `[{"Issuer":"a","subject":"b"}]`), certArtifact), exitUndecided, `"Issuer" is not known`},
+		"a list with a member twice":        {append(slices.Clip(cert), "--identities", file("twice.json", `[{"issuer":"a","issuer":"b","subject":"b"}]`), certArtifact), exitUndecided, "twice"},
+		"an empty list":                     {append(slices.Clip(cert), "--identities", file("empty.json", `[]`), certArtifact), exitUndecided, "0 identities"},
+		"a list beside an identity":         {append(append(slices.Clip(cert), "--identities", file("both.json", identities)), append(slices.Clip(beacon), certArtifact)...), exitUndecided, "not both"},
+		"an extension":                      {append(append(slices.Clip(cert), "--certificate-extension", "runnerEnvironment=github-hosted"), append(slices.Clip(beacon), certArtifact)...), 0, ""},
+		"another value of an extension":     {append(append(slices.Clip(cert), "--certificate-extension", "runnerEnvironment=self-hosted"), append(slices.Clip(beacon), certArtifact)...), exitRefused, "identity-extension"},
+		"an extension that there is not":    {append(append(slices.Clip(cert), "--certificate-extension", "runnerenvironment=x"), append(slices.Clip(beacon), certArtifact)...), exitUndecided, "sourceRepositoryURI"},
+		"an extension without a value":      {append(append(slices.Clip(cert), "--certificate-extension", "runnerEnvironment="), append(slices.Clip(beacon), certArtifact)...), exitUndecided, "without a value"},
+		"two log entries":                   {append(append(slices.Clip(cert), "--log-entries", "2"), append(slices.Clip(beacon), certArtifact)...), exitRefused, "log-entry-missing"},
+		"a signed time":                     {append(append(slices.Clip(cert), "--signed-timestamps", "1"), append(slices.Clip(beacon), certArtifact)...), exitRefused, "no-time"},
+		"an integrated time":                {append(append(slices.Clip(cert), "--integrated-timestamps", "1"), append(slices.Clip(beacon), certArtifact)...), 0, ""},
+		"two times":                         {append(append(slices.Clip(cert), "--observer-timestamps", "2"), append(slices.Clip(beacon), certArtifact)...), exitRefused, "no-time"},
+		"two SCTs":                          {append(append(slices.Clip(cert), "--scts", "2"), append(slices.Clip(beacon), certArtifact)...), exitRefused, "sct-missing"},
+		"no SCT":                            {append(append(slices.Clip(cert), "--scts", "0"), append(slices.Clip(beacon), certArtifact)...), 0, ""},
+		"33 SCTs":                           {append(append(slices.Clip(cert), "--scts", "33"), append(slices.Clip(beacon), certArtifact)...), exitUndecided, "between 0 and 32"},
+		"a trust age without metadata":      {append(append(slices.Clip(cert), "--max-trust-age", "24h"), append(slices.Clip(beacon), certArtifact)...), exitRefused, "trust-stale"},
+		"a warning of age without metadata": {append(append(slices.Clip(cert), "--warn-trust-age", "24h"), append(slices.Clip(beacon), certArtifact)...), 0, ""},
+		"a directory without metadata":      {append(append(slices.Clip(cert), "--trust-metadata", dir), append(slices.Clip(beacon), certArtifact)...), exitUndecided, "root.json"},
+		"a key":                             {append(slices.Clip(key), keyArtifact), 0, ""},
+		"a key that has ended":              {append(slices.Clip(key), "--key-until", "2020-01-01T00:00:00Z", keyArtifact), exitRefused, "key-expired"},
+		"a key in its window":               {append(slices.Clip(key), "--key-from", "2020-01-01T00:00:00Z", "--key-until", "2100-01-01T00:00:00Z", keyArtifact), 0, ""},
+		"a window back to front":            {append(slices.Clip(key), "--key-from", "2021-01-01T00:00:00Z", "--key-until", "2020-01-01T00:00:00Z", keyArtifact), exitUndecided, "before"},
+		"a window without a key":            {append(append(slices.Clip(cert), "--key-until", "2020-01-01T00:00:00Z"), append(slices.Clip(beacon), certArtifact)...), exitUndecided, "--key"},
+		"another artifact":                  {append(slices.Clip(key), file("other", "other")), exitRefused, "digest-mismatch"},
+		"no such artifact":                  {append(slices.Clip(key), filepath.Join(dir, "missing")), exitUndecided, "no such file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			err := run(t.Context(), append(slices.Clone(c.args), "--output", "json"), &stdout, &stderr)
+			status := 0
+			if err != nil {
+				status = exitStatus(err)
+			}
+			if status != c.status || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Errorf("status %d, want %d: %v", status, c.status, err)
+			}
+			if strings.HasPrefix(name, "a warning") && !strings.Contains(stderr.String(), "warning: the age") {
+				t.Errorf("no warning: %s", &stderr)
+			}
+			var got struct{ Reason, Class string }
+			if c.status == exitRefused {
+				if err := json.Unmarshal(stdout.Bytes(), &got); err != nil || got.Reason != c.want || got.Class == "" {
+					t.Errorf("%v: %s", err, &stdout)
+				}
+			}
+		})
 	}
 }
