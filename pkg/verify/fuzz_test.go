@@ -1,7 +1,14 @@
 package verify_test
 
 import (
+	"bytes"
 	"testing"
+
+	protobundle "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
+	protodsse "github.com/sigstore/protobuf-specs/gen/pb-go/dsse"
+	prototrust "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/attestry/attestry/pkg/verify"
 )
@@ -57,6 +64,47 @@ func FuzzStatement(f *testing.F) {
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		if s, err := verify.ParseStatement(payload); err == nil && len(s.Subject) == 0 {
 			t.Error("a statement without subjects")
+		}
+	})
+}
+
+// FuzzEnvelope puts other DSSE envelopes into a bundle that a key signed and no log holds, so that the envelope is all there is:
+// only the one that was signed may be accepted.
+func FuzzEnvelope(f *testing.F) {
+	i := newInstance(f)
+	root := i.trustedRoot(func(tr *prototrust.TrustedRoot) { cut(tr, "tlogs"); cut(tr, "ctlogs"); cut(tr, "tsas") })
+	sound := i.bundle(order{artifact: theArtifact, statement: statementFor(theArtifact), withKey: true, noTSA: true})
+	f.Add(marshal(f, sound.GetDsseEnvelope()))
+	for _, v := range conformanceVectors(f) {
+		b := &protobundle.Bundle{}
+		if protojson.Unmarshal(v.bundle, b) == nil && b.GetDsseEnvelope() != nil {
+			f.Add(marshal(f, b.GetDsseEnvelope()))
+		}
+	}
+	v, err := verify.New(root)
+	if err != nil {
+		f.Fatal(err)
+	}
+	policy := &verify.Policy{Key: i.signerKey.Public()}
+	f.Fuzz(func(t *testing.T, envelope []byte) {
+		parsed := &protodsse.Envelope{}
+		if protojson.Unmarshal(envelope, parsed) != nil {
+			return
+		}
+		b := proto.Clone(sound).(*protobundle.Bundle)
+		b.Content = &protobundle.Bundle_DsseEnvelope{DsseEnvelope: parsed}
+		data, err := protojson.Marshal(b)
+		if err != nil {
+			return
+		}
+		_, err = v.Verify(data, verify.FromBytes(theArtifact), policy)
+		switch {
+		case err != nil && verify.ReasonOf(err) == verify.ReasonInternal:
+			t.Errorf("refusal without a reason: %v", err)
+		case err == nil && !bytes.Equal(parsed.Payload, sound.GetDsseEnvelope().Payload):
+			t.Error("accepted an envelope that nobody signed")
+		case err == nil:
+			agree(t, root, data, theArtifact, policy)
 		}
 	})
 }

@@ -62,6 +62,20 @@ func oracle(trustedRoot, bundleJSON, artifact []byte, key crypto.PublicKey) erro
 	return err
 }
 
+// upstreamVerifier is sigstore-go's for certificates of any identity, and the options of a policy for it.
+func upstreamVerifier(t testing.TB, trustedRoot []byte) (*upstream.Verifier, []upstream.PolicyOption) {
+	t.Helper()
+	tr, err := root.NewTrustedRootFromJSON(trustedRoot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := upstream.NewVerifier(tr, upstream.WithTransparencyLog(1), upstream.WithObserverTimestamps(1), upstream.WithSignedCertificateTimestamps(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v, []upstream.PolicyOption{upstream.WithoutIdentitiesUnsafe()}
+}
+
 // isMessage says whether a bundle is a message signature.
 func isMessage(bundleJSON []byte) bool {
 	b := &bundle.Bundle{}
