@@ -115,7 +115,7 @@ func TestPublishedBundles(t *testing.T) {
 		{"othername.sigstore.json", "scaffolding.json", workload, by("foo!oidc.local", "http://oidc.local:8080"), ""},
 		{"othername.sigstore.json", "scaffolding.json", workload, by("foo@oidc.local", "http://oidc.local:8080"), "identity"},
 		{"public-key-validity.sigstore.json", "public-key-validity.json", keyed, []string{"--key", filepath.Join(dir, "public-key-validity.pem")}, ""},
-		{"public-key-validity.sigstore.json", "public-key-validity.json", workload, []string{"--key", filepath.Join(dir, "public-key-validity.pem")}, "subject-mismatch"},
+		{"public-key-validity.sigstore.json", "public-key-validity.json", workload, []string{"--key", filepath.Join(dir, "public-key-validity.pem")}, "digest-mismatch"},
 	} {
 		t.Run(tt.bundle+" "+tt.refused, func(t *testing.T) {
 			b := newSandbox(t)
