@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"testing/cryptotest"
@@ -445,6 +446,14 @@ func mutations(i *instance) []mutation {
 	token("stamped before the authority's window", func(ts *timestamp.Timestamp) { ts.Time = i.now.AddDate(-2, 0, 0) }, verify.ReasonTimestampExpired)
 	token("stamped after the TSA certificate", func(ts *timestamp.Timestamp) { ts.Time = i.now.AddDate(6, 0, 0) }, verify.ReasonTimestampChain)
 	token("stamped over another signature", func(ts *timestamp.Timestamp) { ts.HashedMessage = flip(ts.HashedMessage) }, verify.ReasonTimestampMismatch)
+	huge := &rsa.PublicKey{N: new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 9000), big.NewInt(1)), E: 65537}
+	hugeTSA := certify(i.t, &x509.Certificate{Subject: pkix.Name{CommonName: "huge"}, NotAfter: i.now}, i.tsaRoot, huge, i.tsaRootKey)
+	signed("a token with an RSA key of 9,000 bits", isStamped, func(_ *instance, o *order) {
+		o.tsaLeaf, o.token = hugeTSA, func(ts *timestamp.Timestamp) { ts.AddTSACertificate = true }
+	}, verify.ReasonTooLarge)
+	token("a token with ten certificates", func(ts *timestamp.Timestamp) {
+		ts.AddTSACertificate, ts.Certificates = true, slices.Repeat([]*x509.Certificate{i.tsaRoot}, 9)
+	}, verify.ReasonTooLarge)
 	stamp := func(name string, when func(features) bool, change func([]byte) []byte, wantOf func(features) verify.Reason) {
 		add(mutation{name: name, when: both(isStamped, when), trial: func(tr *trial) {
 			ts := tr.bundle.VerificationMaterial.TimestampVerificationData.Rfc3161Timestamps[0]
@@ -524,6 +533,7 @@ func mutations(i *instance) []mutation {
 	leaf("for somebody else", func(c *x509.Certificate) { c.URIs = nil; c.EmailAddresses = []string{"eve@example.com"} }, verify.ReasonIdentitySubject)
 	leaf("for a longer subject", func(c *x509.Certificate) { u, _ := url.Parse(testSubject + "x"); c.URIs = []*url.URL{u} }, verify.ReasonIdentitySubject)
 	signed("certificate by another key in the issuer's name", isCert, func(_ *instance, o *order) { o.caKey = stranger.interKey }, verify.ReasonCertChain)
+	signed("certificate of an RSA key of 9,000 bits", isCert, func(_ *instance, o *order) { o.leafPub = huge }, verify.ReasonTooLarge)
 	signed("certificate of another key", isCert, func(_ *instance, o *order) { o.leafPub = o.stranger.key.Public() }, verify.ReasonSignatureInvalid)
 	add(mutation{name: "certificate with another value of an extension", when: isCert, order: func(*instance, *order) {},
 		policy: func(p *verify.Policy) { p.Identities[0].Extensions.BuildTrigger = "push" }, want: verify.ReasonIdentityExtension})

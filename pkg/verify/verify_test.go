@@ -317,3 +317,51 @@ func TestParseKeyRefusesWhatIsNotOneKey(t *testing.T) {
 		}
 	}
 }
+
+// Thresholds count distinct logs and authorities, and may lower the bar as well as raise it.
+func TestThresholds(t *testing.T) {
+	i := newInstance(t)
+	stamped := func(token []byte) *protocommon.RFC3161SignedTimestamp {
+		return &protocommon.RFC3161SignedTimestamp{SignedTimestamp: token}
+	}
+	bundle := i.issue(order{log: "v2", artifact: theArtifact, after: func(b *protobundle.Bundle) {
+		vm, sig := b.VerificationMaterial, b.GetMessageSignature().Signature
+		der := vm.GetCertificate().RawBytes
+		second := i.entry(order{log: "v1"}, sig, b.GetMessageSignature().MessageDigest.Digest, der, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+		vm.TlogEntries = append(vm.TlogEntries, second)
+		vm.TimestampVerificationData.Rfc3161Timestamps = append(vm.TimestampVerificationData.Rfc3161Timestamps, stamped(i.timestamp(order{}, sig)))
+	}})
+	bare := i.issue(order{log: "v2", artifact: theArtifact, after: func(b *protobundle.Bundle) { b.VerificationMaterial.TlogEntries = nil }})
+	timeless := i.issue(order{log: "v2", artifact: theArtifact, noTSA: true})
+	n := func(n int) *int { return &n }
+	for name, c := range map[string]struct {
+		bundle     []byte
+		thresholds verify.Thresholds
+		want       verify.Reason
+	}{
+		"entries in two logs":                      {bundle, verify.Thresholds{LogEntries: n(2)}, ""},
+		"entries in three logs":                    {bundle, verify.Thresholds{LogEntries: n(3)}, verify.ReasonEntryMissing},
+		"a time of each kind":                      {bundle, verify.Thresholds{IntegratedTimestamps: n(1), SignedTimestamps: n(1), ObserverTimestamps: n(2)}, ""},
+		"two tokens of one authority are one":      {bundle, verify.Thresholds{SignedTimestamps: n(2)}, verify.ReasonNoTime},
+		"three times where there are two":          {bundle, verify.Thresholds{ObserverTimestamps: n(3)}, verify.ReasonNoTime},
+		"no entry where the trusted root has logs": {bare, verify.Thresholds{}, verify.ReasonEntryMissing},
+		"no entry, and none asked for":             {bare, verify.Thresholds{LogEntries: n(0)}, ""},
+		"no time, and none asked for":              {timeless, verify.Thresholds{ObserverTimestamps: n(0)}, verify.ReasonNoTime},
+	} {
+		t.Run(name, func(t *testing.T) {
+			policy := identity(t, testIssuer, testSubject)
+			policy.Thresholds = c.thresholds
+			_, err := check(i.trustedRoot(), c.bundle, verify.FromBytes(theArtifact), policy)
+			if (c.want == "") != (err == nil) || err != nil && verify.ReasonOf(err) != c.want {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+	for _, wrong := range []int{-1, verify.MaxThreshold + 1} {
+		policy := identity(t, testIssuer, testSubject)
+		policy.Thresholds.SCTs = &wrong
+		if _, err := check(i.trustedRoot(), bundle, verify.FromBytes(theArtifact), policy); err == nil {
+			t.Errorf("a threshold of %d is taken", wrong)
+		}
+	}
+}
