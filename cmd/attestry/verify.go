@@ -31,6 +31,14 @@ type statusError struct {
 
 func (e statusError) Unwrap() error { return e.error }
 
+// undecided gives err, which may be nil, the status of what was not decided.
+func undecided(err error) error {
+	if err == nil {
+		return nil
+	}
+	return statusError{exitUndecided, err}
+}
+
 // verifyFlags are those of `attestry verify`.
 type verifyFlags struct {
 	signer signerFlags
@@ -57,11 +65,12 @@ was decided, as a file cannot be read or the flags contradict each other.`,
 		Example: `  attestry verify --certificate-identity alice@example.com --certificate-oidc-issuer https://issuer.example app.tar.gz
   attestry verify --key release.pub --key-until 2026-12-31T00:00:00Z sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --bundle app.sigstore.json
   attestry verify --identities who.json --signed-timestamps 2 --max-trust-age 720h --output json app.tar.gz`,
-		Args: cobra.ExactArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error { return undecided(cobra.ExactArgs(1)(cmd, args)) },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.run(cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0])
 		},
 	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return undecided(err) })
 	f.signer.register(cmd)
 	f.trust.register(cmd)
 	f.needs.register(cmd)
@@ -74,18 +83,18 @@ was decided, as a file cannot be read or the flags contradict each other.`,
 
 func (f *verifyFlags) run(stdout, stderr io.Writer, target string) error {
 	if f.output != "text" && f.output != "json" {
-		return statusError{exitUndecided, fmt.Errorf("--output %q is neither text nor json", f.output)}
+		return undecided(fmt.Errorf("--output %q is neither text nor json", f.output))
 	}
 	policy, err := f.policy()
 	if err != nil {
-		return statusError{exitUndecided, err}
+		return undecided(err)
 	}
 	result, age, err := f.verify(stderr, target, policy)
 	if err != nil {
 		return f.refuse(stdout, err)
 	}
 	if f.output == "json" {
-		return writeJSON(stdout, verdict{Verified: true, Result: result, TrustExpires: age.Known()})
+		return undecided(writeJSON(stdout, verdict{Verified: true, Result: result, TrustExpires: age.Known()}))
 	}
 	fmt.Fprintln(stderr, summary(result))
 	return nil
@@ -104,13 +113,13 @@ type verdict struct {
 // refuse prints why nothing was proven and returns the error for standard error and the exit status.
 func (f *verifyFlags) refuse(stdout io.Writer, err error) error {
 	reason := verify.ReasonOf(err)
-	status := statusError{exitRefused, fmt.Errorf("not verified: %s: %s", reason, strings.Join(strings.Fields(err.Error()), " "))}
+	status := error(statusError{exitRefused, fmt.Errorf("not verified: %s: %s", reason, strings.Join(strings.Fields(err.Error()), " "))})
 	if reason == verify.ReasonInternal { // a file that cannot be read, a policy that says nothing
-		status = statusError{exitUndecided, err}
+		status = undecided(err)
 	}
 	if f.output == "json" {
 		if err := writeJSON(stdout, verdict{Reason: reason, Class: reason.Class(), Error: err.Error()}); err != nil {
-			return statusError{exitUndecided, err}
+			return undecided(err)
 		}
 	}
 	return status

@@ -301,13 +301,14 @@ func (c features) refusal(path, op string) (want verify.Reason, known bool) {
 	return "", false
 }
 
-// faultyFields runs every fault of every field and returns how many there were.
-func (f *form) faultyFields(t *testing.T) int {
+// faultyFields runs every fault of every field, notes what they met and returns how many there were.
+func (f *form) faultyFields(t *testing.T, met map[verify.Reason]bool) int {
 	c := f.features()
 	faults := f.fieldFaults()
 	for _, fault := range faults {
+		want, known := c.refusal(fault.path, fault.op)
+		met[want] = true
 		t.Run(fault.op+" "+fault.path, func(t *testing.T) {
-			want, known := c.refusal(fault.path, fault.op)
 			if !known {
 				t.Fatal("no refusal is known for this field")
 			}

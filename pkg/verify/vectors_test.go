@@ -11,14 +11,20 @@ import (
 	"github.com/attestry/attestry/pkg/verify"
 )
 
-// shared returns the directory of published vectors, or skips.
-func shared(t testing.TB) string {
-	t.Helper()
+func sharedDir() (string, error) {
 	dir := os.Getenv("ATTESTRY_SHARED")
 	if dir == "" {
 		dir = filepath.Join("..", "..", "..", "shared")
 	}
-	if _, err := os.Stat(filepath.Join(dir, "conformance")); err != nil {
+	_, err := os.Stat(filepath.Join(dir, "conformance"))
+	return dir, err
+}
+
+// shared returns the directory of published vectors, or skips.
+func shared(t testing.TB) string {
+	t.Helper()
+	dir, err := sharedDir()
+	if err != nil {
 		if os.Getenv("CI") == "true" {
 			t.Fatalf("published vectors are missing: %v", err)
 		}
