@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -189,6 +190,33 @@ func vectorForms(t testing.TB) []*form {
 		unmarshal(t, v.bundle, f.bundle)
 		unmarshal(t, v.root, f.root)
 		f.of = func() verify.Artifact { return verify.FromBytes(v.artifact) }
+		f.policy = func() *verify.Policy { p := *v.policy; return &p }
+		all = append(all, f)
+	}
+	dir := filepath.Join(shared(t), "vectors", "sigstore-go-bundles")
+	key, err := verify.ParseKey(read(t, filepath.Join(dir, "public-key-validity.pem")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []struct {
+		bundle, root, digest string
+		policy               *verify.Policy
+	}{
+		{"sigstore.js@2.0.0-provenance.sigstore.json", "public-good.json", sha512OfProvenance,
+			identity(t, beaconIssuer, "https://github.com/sigstore/sigstore-js/.github/workflows/release.yml@refs/heads/main")},
+		{"othername.sigstore.json", "scaffolding.json", sha256OfOtherName, identity(t, "http://oidc.local:8080", "foo!oidc.local")},
+		{"public-key-validity.sigstore.json", "public-key-validity.json", sha256OfWorkload, &verify.Policy{Key: key}},
+	} {
+		f := &form{name: "published " + v.bundle, bundle: &protobundle.Bundle{}, root: &prototrust.TrustedRoot{}}
+		unmarshal(t, read(t, filepath.Join(dir, v.bundle)), f.bundle)
+		unmarshal(t, read(t, filepath.Join(dir, v.root)), f.root)
+		f.of = func() verify.Artifact {
+			a, ok := verify.ParseDigest(v.digest)
+			if !ok {
+				t.Fatal("digest form not understood")
+			}
+			return a
+		}
 		f.policy = func() *verify.Policy { p := *v.policy; return &p }
 		all = append(all, f)
 	}

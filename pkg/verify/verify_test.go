@@ -24,9 +24,15 @@ import (
 	"github.com/attestry/attestry/pkg/verify"
 )
 
+// What sigstore-go's published bundles are about.
+const (
+	sha512OfProvenance = "sha512:46d4e2f74c4877316640000a6fdf8a8b59f1e0847667973e9859f774dd31b8f1e0937813b777fb66a2ac67d50540fe34640966eee9fc2ccca387082b4c85cd3c"
+	sha256OfOtherName  = "sha256:bc103b4a84971ef6459b294a2b98568a2bfb72cded09d4acd1e16366a401f95b"
+	sha256OfWorkload   = "sha256:6ae8a75555209fd6c44157c0aed8016e763ff435a19cf186f76863140143ff72"
+)
+
 func TestSigstoreGoBundles(t *testing.T) {
 	dir := filepath.Join(shared(t), "vectors", "sigstore-go-bundles")
-	sha512OfProvenance := "sha512:46d4e2f74c4877316640000a6fdf8a8b59f1e0847667973e9859f774dd31b8f1e0937813b777fb66a2ac67d50540fe34640966eee9fc2ccca387082b4c85cd3c"
 	sha512OfDSSE := "sha512:bbfd372fc9beeb777fe35d05bb10c0c70a9733d366a75fed7dd18866c7391de3ee7e88ba74dd47abf3e15c845e547fcf0e5c3da80854c751554224d3a6d4e55f"
 	key, err := verify.ParseKey(read(t, filepath.Join(dir, "public-key-validity.pem")))
 	if err != nil {
@@ -45,11 +51,11 @@ func TestSigstoreGoBundles(t *testing.T) {
 		"provenance by somebody else":                 {"sigstore.js@2.0.0-provenance.sigstore.json", "public-good.json", sha512OfProvenance, brian, verify.ReasonIdentityIssuer},
 		"a chain that contains its root":              {"dsse.sigstore.json", "public-good.json", sha512OfDSSE, brian, verify.ReasonBundleMalformed},
 		"two DSSE signatures":                         {"dsse-2sigs.sigstore.json", "public-good.json", sha512OfDSSE, brian, verify.ReasonBundleMalformed},
-		"an OtherName subject":                        {"othername.sigstore.json", "scaffolding.json", "sha256:bc103b4a84971ef6459b294a2b98568a2bfb72cded09d4acd1e16366a401f95b", noSCT, ""},
-		"an OtherName subject that is another":        {"othername.sigstore.json", "scaffolding.json", "sha256:bc103b4a84971ef6459b294a2b98568a2bfb72cded09d4acd1e16366a401f95b", identity(t, "http://oidc.local:8080", "foo@oidc.local"), verify.ReasonIdentitySubject},
-		"a key within its window":                     {"public-key-validity.sigstore.json", "public-key-validity.json", "sha256:6ae8a75555209fd6c44157c0aed8016e763ff435a19cf186f76863140143ff72", &verify.Policy{Key: key, KeyWindow: verify.Window{Start: time.Unix(0, 0)}}, ""},
-		"a key outside its window":                    {"public-key-validity.sigstore.json", "public-key-validity.json", "sha256:6ae8a75555209fd6c44157c0aed8016e763ff435a19cf186f76863140143ff72", &verify.Policy{Key: key, KeyWindow: verify.Window{Start: time.Unix(0, 0), End: time.Unix(1, 0)}}, verify.ReasonKeyExpired},
-		"a key's bundle for an artifact of the other": {"public-key-validity.sigstore.json", "public-key-validity.json", "sha256:bc103b4a84971ef6459b294a2b98568a2bfb72cded09d4acd1e16366a401f95b", &verify.Policy{Key: key}, verify.ReasonDigestMismatch},
+		"an OtherName subject":                        {"othername.sigstore.json", "scaffolding.json", sha256OfOtherName, noSCT, ""},
+		"an OtherName subject that is another":        {"othername.sigstore.json", "scaffolding.json", sha256OfOtherName, identity(t, "http://oidc.local:8080", "foo@oidc.local"), verify.ReasonIdentitySubject},
+		"a key within its window":                     {"public-key-validity.sigstore.json", "public-key-validity.json", sha256OfWorkload, &verify.Policy{Key: key, KeyWindow: verify.Window{Start: time.Unix(0, 0)}}, ""},
+		"a key outside its window":                    {"public-key-validity.sigstore.json", "public-key-validity.json", sha256OfWorkload, &verify.Policy{Key: key, KeyWindow: verify.Window{Start: time.Unix(0, 0), End: time.Unix(1, 0)}}, verify.ReasonKeyExpired},
+		"a key's bundle for an artifact of the other": {"public-key-validity.sigstore.json", "public-key-validity.json", sha256OfOtherName, &verify.Policy{Key: key}, verify.ReasonDigestMismatch},
 	} {
 		t.Run(name, func(t *testing.T) {
 			artifact, ok := verify.ParseDigest(c.digest)
