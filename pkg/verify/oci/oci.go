@@ -1,0 +1,50 @@
+// Package oci finds images and what is attached to them, signatures and attestations of every form, in a registry, an
+// image layout, an archive or a saved directory, and verifies it.
+package oci
+
+import "context"
+
+// Form is how a signature is attached.
+type Form string
+
+// The forms of attachments.
+const (
+	FormBundle        Form = "bundle"         // a Sigstore bundle, attached as a referrer
+	FormSimpleSigning Form = "simple-signing" // a layer under the tag <alg>-<hex>.sig
+	FormEnvelope      Form = "dsse"           // a layer under the tag <alg>-<hex>.att
+)
+
+// Attachment is one signature or attestation, not verified.
+type Attachment struct {
+	Form Form
+	// Bundle is a Sigstore bundle as JSON. For the other forms it is the v0.1 bundle that their layer and its
+	// annotations amount to.
+	Bundle []byte
+	// Payload is the layer itself in the other forms: the simple signing document that was signed, or the envelope.
+	Payload []byte
+	// PredicateType is what the annotations claim; empty for simple signing. A hint to filter with, never to decide by.
+	PredicateType string
+	// Location says where it was found, for messages: "registry.example/app@sha256:… layer 2".
+	Location string
+}
+
+// Image is one image or index.
+type Image struct {
+	Reference string // as it was asked for
+	Name      string // the repository with its registry, "registry.example/team/app"; for an image on disk its name there, if any
+	Digest    string // of the manifest, "sha256:<64 hex>"
+	MediaType string
+}
+
+// Source is where images are.
+type Source interface {
+	// Resolve returns the image of a reference: NAME:TAG, NAME@DIGEST or NAME:TAG@DIGEST.
+	Resolve(ctx context.Context, reference string) (Image, error)
+	// Children returns the images of an index, none for an image.
+	Children(ctx context.Context, image Image) ([]Image, error)
+	// Attachments returns all that is attached to exactly this digest, of every form. What could not be read is
+	// in err beside what could.
+	Attachments(ctx context.Context, image Image) (found []Attachment, err error)
+	// Configs returns the configuration of the image, or of each image of an index, by platform ("linux/amd64").
+	Configs(ctx context.Context, image Image) (map[string][]byte, error)
+}
