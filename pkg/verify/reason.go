@@ -82,6 +82,15 @@ const (
 	ReasonKeyExpired        Reason = "key-expired"        // signed outside the key's window
 )
 
+// Images.
+const (
+	ReasonImageUnknown        Reason = "image-unknown"        // there is no such image
+	ReasonImageMalformed      Reason = "image-malformed"      // content that is not what its digest or its format says
+	ReasonRegistryUnreachable Reason = "registry-unreachable" // no answer, or one that asks to come again: trying again can help
+	ReasonRegistryDenied      Reason = "registry-denied"      // the registry wants other credentials
+	ReasonRegistryBlocked     Reason = "registry-blocked"     // an address or host that must not be asked
+)
+
 // Trust.
 const (
 	ReasonTrustMissing Reason = "trust-missing" // the trusted root is malformed or lacks what is needed

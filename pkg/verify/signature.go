@@ -28,6 +28,14 @@ type Artifact struct {
 	given    bool              // digests were given, not computed
 	digests  map[string][]byte // by algorithm name
 	contents []byte            // of a reader, kept only for pure Ed25519
+	stamped  []byte            // see AlsoStamped
+}
+
+// AlsoStamped accepts RFC 3161 timestamps over data too, where the signature itself is to be stamped. data must contain the
+// signature: cosign stamps the envelope as a whole where it keeps an attestation under a tag.
+func (a Artifact) AlsoStamped(data []byte) Artifact {
+	a.stamped = data
+	return a
 }
 
 // FromReader is an artifact whose bytes are read once.

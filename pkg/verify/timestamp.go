@@ -68,7 +68,8 @@ func (a *attempt) verifyTimestamp(der []byte) (*tsaAuthority, *x509.Certificate,
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	if !bytes.Equal(t.digest, sum(t.hash, a.bundle.signature)) {
+	if !bytes.Equal(t.digest, sum(t.hash, a.bundle.signature)) &&
+		(a.artifact.stamped == nil || !bytes.Equal(t.digest, sum(t.hash, a.artifact.stamped))) {
 		return nil, nil, nil, fail(ReasonTimestampMismatch, nil, "the timestamp is over another signature")
 	}
 	problem := fail(ReasonTimestampUntrusted, nil, "the trusted root has no timestamp authority")
