@@ -58,6 +58,23 @@ func NewIdentity(issuer, issuerRegexp, subject, subjectRegexp string) (Identity,
 	return id, nil
 }
 
+// NewSearchingIdentity is NewIdentity with regular expressions that may match anywhere in the value, as
+// policy-controller and cosign have them. They need anchors of their own to be of use.
+func NewSearchingIdentity(issuer, issuerRegexp, subject, subjectRegexp string) (Identity, error) {
+	id, err := NewIdentity(issuer, issuerRegexp, subject, subjectRegexp)
+	if err != nil {
+		return id, err
+	}
+	for m, pattern := range map[*matcher]string{&id.issuer: issuerRegexp, &id.subject: subjectRegexp} {
+		if m.pattern != nil {
+			if m.pattern, err = regexp.Compile(pattern); err != nil {
+				return id, err
+			}
+		}
+	}
+	return id, nil
+}
+
 func newMatcher(exact, pattern string) (matcher, error) {
 	switch {
 	case exact == "" && pattern == "":
