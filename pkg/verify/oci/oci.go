@@ -48,3 +48,10 @@ type Source interface {
 	// Configs returns the configuration of the image, or of each image of an index, by platform ("linux/amd64").
 	Configs(ctx context.Context, image Image) (map[string][]byte, error)
 }
+
+// Elsewhere is a source that can look for signatures in another place than beside the image.
+type Elsewhere interface {
+	// At returns the source that reads attachments from repository ("registry.example/signatures"; empty is the image's
+	// own), legacy ones under tags that begin with tagPrefix.
+	At(repository, tagPrefix string) (Source, error)
+}

@@ -91,7 +91,10 @@ type Registry struct {
 	beside *name.Repository // where signatures are; nil for the image's own repository
 }
 
-var _ Source = (*Registry)(nil)
+var _ interface {
+	Source
+	Elsewhere
+} = (*Registry)(nil)
 
 // NewRegistry prepares access to registries.
 func NewRegistry(o Options) (*Registry, error) {
@@ -109,6 +112,9 @@ func NewRegistry(o Options) (*Registry, error) {
 	}
 	return r.Beside(o.Repository, o.TagPrefix)
 }
+
+// At is Beside for those who know the registry as a Source.
+func (r *Registry) At(repository, tagPrefix string) (Source, error) { return r.Beside(repository, tagPrefix) }
 
 // Beside returns the registry with another place for signatures, as Options.Repository and TagPrefix name it. Connections and
 // tokens are shared.
