@@ -27,7 +27,11 @@ type Verdict struct {
 	Image    oci.Image `json:"image"`
 	Allowed  bool      `json:"allowed"`
 	Policies []Outcome `json:"policies"` // of each policy that applies; none is what no-match decides
-	Warnings []string  `json:"warnings,omitempty"`
+	// Reason and Message say why the image is refused when no policy's outcome does: nobody speaks of it, it has no
+	// digest, time ran out.
+	Reason   verify.Reason `json:"reason,omitempty"`
+	Message  string        `json:"message,omitempty"`
+	Warnings []string      `json:"warnings,omitempty"`
 }
 
 // Outcome is what one policy says.
