@@ -223,7 +223,11 @@ func (c *compiler) compilePolicy(d *document) ([]Policy, error) {
 		}
 		return []Policy{p}, nil
 	case "/sigstore_policy":
-		return nil, d.errorf("Teleport's sigstore_policy is not read by this version")
+		p, err := compileTeleport(d, c.options.TrustedRoot)
+		if err != nil {
+			return nil, err
+		}
+		return []Policy{p}, nil
 	case "kyverno.io/ClusterPolicy", "kyverno.io/Policy", "policies.kyverno.io/ImageValidatingPolicy":
 		return nil, d.errorf("Kyverno's policies are not read by this version")
 	}
