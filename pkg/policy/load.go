@@ -228,8 +228,13 @@ func (c *compiler) compilePolicy(d *document) ([]Policy, error) {
 			return nil, err
 		}
 		return []Policy{p}, nil
-	case "kyverno.io/ClusterPolicy", "kyverno.io/Policy", "policies.kyverno.io/ImageValidatingPolicy":
-		return nil, d.errorf("Kyverno's policies are not read by this version")
+	case "kyverno.io/ClusterPolicy", "kyverno.io/Policy", "policies.kyverno.io/ImageValidatingPolicy",
+		"policies.kyverno.io/NamespacedImageValidatingPolicy":
+		p, err := c.compileKyverno(d)
+		if err != nil {
+			return nil, err
+		}
+		return []Policy{p}, nil
 	}
 	return nil, fmt.Errorf("%s: apiVersion %q with kind %q is no policy that is known here", d.position(d.node), d.apiVersion, d.kind)
 }
