@@ -50,11 +50,15 @@ type verifyFlags struct {
 
 func newVerifyCommand() *cobra.Command {
 	var f verifyFlags
+	var image imageFlags
 	cmd := &cobra.Command{
-		Use:   "verify [flags] FILE|sha256:HEX|sha512:HEX",
-		Short: "Verify a bundle, without a network",
+		Use:   "verify [flags] FILE|sha256:HEX|sha512:HEX|IMAGE",
+		Short: "Verify a bundle or an image's signatures",
 		Long: `Verify that a bundle proves who signed a file. Everything needed is in the bundle and the trusted root:
 no connection is made.
+
+An image is REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:HEX, and is looked up in its registry alone; with --dir or --archive it
+is read from disk, without a connection. One signature that fits is enough; with --type, one attestation of that type.
 
 A certificate's bundle needs an identity and its OpenID issuer, each as a value or as a regular expression (RE2)
 that has to match the whole value. A key's bundle needs --key. What must be proven besides (log entry, SCT,
@@ -65,8 +69,14 @@ was decided, as a file cannot be read or the flags contradict each other.`,
 		Example: `  attestry verify --certificate-identity alice@example.com --certificate-oidc-issuer https://issuer.example app.tar.gz
   attestry verify --key release.pub --key-until 2026-12-31T00:00:00Z sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --bundle app.sigstore.json
   attestry verify --identities who.json --signed-timestamps 2 --max-trust-age 720h --output json app.tar.gz`,
-		Args: func(cmd *cobra.Command, args []string) error { return undecided(cobra.ExactArgs(1)(cmd, args)) },
+		Args: func(cmd *cobra.Command, args []string) error { return undecided(cobra.MaximumNArgs(1)(cmd, args)) },
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if image.wanted(args) {
+				return f.runImage(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), args, &image)
+			}
+			if len(args) == 0 {
+				return undecided(errors.New("name a file, a digest or an image"))
+			}
 			return f.run(cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0])
 		},
 	}
@@ -78,6 +88,7 @@ was decided, as a file cannot be read or the flags contradict each other.`,
 	flags.StringVar(&f.bundle, "bundle", "", "bundle (default FILE.sigstore.json, then FILE.sigstore)")
 	flags.StringVar(&f.predicateType, "type", "", "demand an attestation of this predicate type: a URI or a short name")
 	flags.StringVar(&f.output, "output", "text", "text or json")
+	image.register(cmd)
 	return cmd
 }
 
@@ -169,6 +180,9 @@ func (f *verifyFlags) verify(stderr io.Writer, target string, policy *verify.Pol
 	defer closeArtifact()
 	bundle, err := f.readBundle(target)
 	if err != nil {
+		return nil, age, err
+	}
+	if bundle, err = fromCosign(bundle, target); err != nil {
 		return nil, age, err
 	}
 	result, err := verifier.Verify(bundle, artifact, policy)

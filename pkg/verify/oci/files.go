@@ -25,6 +25,8 @@ const (
 type files interface {
 	// read returns the content of a regular file of up to max bytes.
 	read(name string, max int64) ([]byte, error)
+	// first returns the first byte of a file, 0 of an empty one.
+	first(name string) (byte, error)
 	// list returns names and sizes of the files in a directory.
 	list(dir string) (map[string]int64, error)
 	io.Closer
@@ -60,6 +62,19 @@ func (d *directory) read(name string, max int64) ([]byte, error) {
 		return nil, tooLarge("%s has %d bytes, at most %d are read", name, info.Size(), max)
 	}
 	return limit.ReadAll(f, max)
+}
+
+func (d *directory) first(name string) (byte, error) {
+	f, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.Read(b[:]); err != nil && err != io.EOF {
+		return 0, err
+	}
+	return b[0], nil
 }
 
 func (d *directory) list(dir string) (map[string]int64, error) {
@@ -205,6 +220,18 @@ func (a *archive) read(name string, max int64) ([]byte, error) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return data, nil
+}
+
+func (a *archive) first(name string) (byte, error) {
+	var b [1]byte
+	m, ok := a.members[name]
+	if !ok || m.size == 0 {
+		return 0, nil
+	}
+	if _, err := a.file.ReadAt(b[:], m.offset); err != nil && err != io.EOF {
+		return 0, fmt.Errorf("%s: %w", name, err)
+	}
+	return b[0], nil
 }
 
 func (a *archive) list(dir string) (map[string]int64, error) {

@@ -22,7 +22,7 @@ const (
 	cosignKind           = "dev.cosignproject.cosign/"
 )
 
-// maxScanned bounds the bytes of small blobs that are looked at for a subject.
+// maxScanned bounds the bytes of blobs that are looked at for a subject: what is JSON and small enough for a manifest.
 const maxScanned = 256 << 20
 
 // Layout is a Source of the images in an OCI layout: a directory, such as crane, skopeo, oras and cosign save write, or an archive
@@ -374,15 +374,19 @@ func (l *Layout) scanBlobs() (map[string][]descriptor, error) {
 			if size > maxManifest || size < 2 {
 				continue
 			}
+			name := path.Join("blobs", alg, n)
+			if c, err := l.files.first(name); err != nil || c != '{' { // a layer
+				continue
+			}
 			if total += size; total > maxScanned {
 				return nil, tooLarge("%s has more than %d bytes of blobs that could be manifests", l.where, maxScanned)
 			}
-			raw, err := l.files.read(path.Join("blobs", alg, n), maxManifest)
+			raw, err := l.files.read(name, maxManifest)
 			if err != nil {
 				return nil, err
 			}
-			// Most are layers and configurations. The substring may only be missed by whoever spells the key with escapes.
-			if raw[0] != '{' || !bytes.Contains(raw, []byte(`"subject"`)) {
+			// Most are configurations. Only whoever spells the key with escapes could miss its referrer here.
+			if !bytes.Contains(raw, []byte(`"subject"`)) {
 				continue
 			}
 			m, err := parseManifest(raw, alg+":"+n, "")

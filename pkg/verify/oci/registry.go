@@ -114,7 +114,9 @@ func NewRegistry(o Options) (*Registry, error) {
 }
 
 // At is Beside for those who know the registry as a Source.
-func (r *Registry) At(repository, tagPrefix string) (Source, error) { return r.Beside(repository, tagPrefix) }
+func (r *Registry) At(repository, tagPrefix string) (Source, error) {
+	return r.Beside(repository, tagPrefix)
+}
 
 // Beside returns the registry with another place for signatures, as Options.Repository and TagPrefix name it. Connections and
 // tokens are shared.
