@@ -161,6 +161,10 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 	case *[]byte:
 		d.bytes(n, dst, path)
 		return
+	case *oneOrMore:
+		if n.Kind == yaml.ScalarNode {
+			n = &yaml.Node{Kind: yaml.SequenceNode, Content: []*yaml.Node{n}, Line: n.Line}
+		}
 	}
 	switch v.Kind() {
 	case reflect.Pointer:

@@ -193,3 +193,26 @@ func refusedToLoad(t *testing.T, text string, trusted []byte, want string) {
 func indented(text string, by int) string {
 	return strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n"+strings.Repeat(" ", by))
 }
+
+var timeZero time.Time
+
+// bodiesOf returns the log entries of a bundle.
+func bodiesOf(t *testing.T, bundle []byte) [][]byte {
+	t.Helper()
+	var b struct {
+		VerificationMaterial struct {
+			TlogEntries []struct{ CanonicalizedBody []byte }
+		}
+	}
+	if err := json.Unmarshal(bundle, &b); err != nil {
+		t.Fatal(err)
+	}
+	var bodies [][]byte
+	for _, e := range b.VerificationMaterial.TlogEntries {
+		bodies = append(bodies, e.CanonicalizedBody)
+	}
+	if len(bodies) == 0 {
+		t.Fatal("the bundle has no entry")
+	}
+	return bodies
+}

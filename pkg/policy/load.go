@@ -59,9 +59,18 @@ type Loaded struct {
 	Version string
 }
 
-// Load compiles the policies in files and directories. Of a directory all files named .yaml, .yml and .json are read,
-// in the order of their names, those of its subdirectories too.
+// Load compiles the policies in files and directories, see ReadFiles.
 func Load(paths []string, o Options) (*Loaded, error) {
+	files, err := ReadFiles(paths)
+	if err != nil {
+		return nil, err
+	}
+	return Compile(files, o)
+}
+
+// ReadFiles reads policy files. Of a directory all files named .yaml, .yml and .json are read, in the order of their names,
+// those of its subdirectories too.
+func ReadFiles(paths []string) ([]File, error) {
 	var files []File
 	total := 0
 	add := func(path string) error {
@@ -107,7 +116,7 @@ func Load(paths []string, o Options) (*Loaded, error) {
 			return nil, fmt.Errorf("reading policies: %s has no .yaml, .yml or .json file", path)
 		}
 	}
-	return Compile(files, o)
+	return files, nil
 }
 
 // Compile is Load for files in memory. The error names every mistake that was found, with file and line.
