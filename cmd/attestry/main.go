@@ -35,6 +35,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		newSignCommand(),
 		newAttestCommand(),
 		newVerifyCommand(),
+		newPolicyCommand(),
 		newCA(),
 		newLogCommand(),
 		newWitnessCommand(),

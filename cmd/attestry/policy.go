@@ -1,0 +1,11 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+)
+
+func newPolicyCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "policy", Short: "Look at policies for images, and try them"}
+	cmd.AddCommand(newPolicyLintCommand(), newPolicyTestCommand(), newPolicyReplayCommand())
+	return cmd
+}
