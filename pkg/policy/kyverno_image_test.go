@@ -165,7 +165,7 @@ func TestWhereAnImageValidatingPolicyApplies(t *testing.T) {
 }
 
 func TestWhatIsRefusedOfAnImageValidatingPolicy(t *testing.T) {
-	trusted := publicGoodOrEmpty(t)
+	trusted := publicGood(t)
 	const attestor = "attestors: [{name: alice, cosign: {keyless: {identities: [{issuer: a, subject: b}]}}}]"
 	cosign := func(c string) string { return "attestors: [{name: alice, cosign: {" + c + "}}]" + verified }
 	with := func(more string) string { return attestor + "\n" + more + verified }

@@ -1,14 +1,20 @@
 package policy
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/big"
 	"strings"
 	"testing"
+	"time"
 
 	prototrust "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -212,7 +218,7 @@ func TestAClusterPolicyWithKeys(t *testing.T) {
 			"}\n          publicKeys: |-\n            " + indented(pem, 12)
 	}
 	signed := attached{all: []oci.Attachment{byKey(t, key, image, oci.PredicateSignature, nil)}}
-	trusted := publicGoodOrEmpty(t)
+	trusted := publicGood(t)
 	for name, tt := range map[string]struct {
 		policy string
 		reason verify.Reason
@@ -232,7 +238,88 @@ func TestAClusterPolicyWithKeys(t *testing.T) {
 	}
 }
 
-func publicGoodOrEmpty(t *testing.T) []byte {
+// certified issues a certificate for a key, by a CA made for it.
+func certified(t *testing.T, key crypto.Signer, usage x509.ExtKeyUsage) (leaf, ca string) {
+	t.Helper()
+	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+	root := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, NotBefore: start, NotAfter: start.AddDate(1, 0, 0),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, caKey.Public(), caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "builder"}, NotBefore: start, NotAfter: start.AddDate(0, 1, 0),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{usage},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, root, key.Public(), caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pemOf("CERTIFICATE", der), pemOf("CERTIFICATE", rootDER)
+}
+
+func TestCertificatesAndSecretsAsKeys(t *testing.T) {
+	image := imageOf("registry.example/app")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, ca := certified(t, key, x509.ExtKeyUsageCodeSigning)
+	_, otherCA := certified(t, key, x509.ExtKeyUsageCodeSigning)
+	forServers, itsCA := certified(t, key, x509.ExtKeyUsageServerAuth)
+	strangers, _ := certified(t, stranger, x509.ExtKeyUsageCodeSigning)
+	certificates := func(cert, chain string) string {
+		return clusterYAML("imageReferences: [\"*\"]\nattestors:\n  - entries:\n      - certificates:\n          rekor: {url: https://r, ignoreTlog: true}\n          cert: |-\n            " +
+			indented(cert, 12) + "\n          certChain: |-\n            " + indented(chain, 12))
+	}
+	inCEL := func(cert, chain string) string {
+		return ivpolYAML("attestors:\n  - name: alice\n    cosign:\n      ctlog: {insecureIgnoreTlog: true}\n      certificate:\n        cert:\n          value: |-\n            " + indented(cert, 12) +
+			"\n        certChain:\n          value: |-\n            " + indented(chain, 12) + verified)
+	}
+	secret := func(namespace, data string) string {
+		return clusterYAML("imageReferences: [\"*\"]\nattestors: [{entries: [{keys: {secret: {name: key, namespace: a}, rekor: {url: https://r, ignoreTlog: true}}}]}]") +
+			"---\napiVersion: v1\nkind: Secret\nmetadata: {name: key, namespace: " + namespace + "}\nstringData:\n  cosign.pub: |\n    " + indented(data, 4) + "\n"
+	}
+	signed := attached{all: []oci.Attachment{byKey(t, key, image, oci.PredicateSignature, nil)}}
+	for name, tt := range map[string]struct {
+		policy string
+		reason verify.Reason
+	}{
+		"a certificate":             {certificates(leaf, ""), ""},
+		"with its chain":            {certificates(leaf, ca), ""},
+		"of another key":            {certificates(strangers, ""), verify.ReasonSignatureInvalid},
+		"in CEL":                    {inCEL(leaf, ca), ""},
+		"of another key, in CEL":    {inCEL(strangers, ""), verify.ReasonSignatureInvalid},
+		"a Secret":                  {secret("a", publicPEM(t, key)), ""},
+		"a Secret with another key": {secret("a", publicPEM(t, stranger)), verify.ReasonSignatureInvalid},
+		"a Secret named by URL":     {strings.Replace(secret("a", publicPEM(t, key)), "secret: {name: key, namespace: a}", "publicKeys: \"k8s://a/key\"", 1), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out := compileOne(t, tt.policy, nil).Decide(t.Context(), &Subject{Image: image}, signed)
+			if out.Passed != (tt.reason == "") || out.Reason != tt.reason {
+				t.Errorf("%+v, want %q", out, tt.reason)
+			}
+		})
+	}
+	refusedToLoad(t, certificates(leaf, otherCA), nil, "certChain does not vouch for cert")
+	refusedToLoad(t, certificates(forServers, itsCA), nil, "certChain does not vouch for cert")
+	refusedToLoad(t, certificates(ca, ""), nil, "no CA's")
+	refusedToLoad(t, inCEL(leaf, otherCA), nil, "certChain does not vouch for cert")
+	refusedToLoad(t, secret("b", publicPEM(t, key)), nil, "Secret a/key is not among the documents")
+}
+
+func publicGood(t *testing.T) []byte {
 	return readFile(t, sharedDir(t)+"/conformance/trusted_root.public-good.json")
 }
 
@@ -329,7 +416,7 @@ func TestWhatIsRefusedOfAClusterPolicy(t *testing.T) {
 	conditions := func(c string) string {
 		return attestation("type: t, attestors: [{entries: [{keyless: {issuer: a, subject: b}}]}], conditions: [{all: [" + c + "]}]")
 	}
-	trusted := publicGoodOrEmpty(t)
+	trusted := publicGood(t)
 	for text, want := range map[string]string{
 		references:                              "attestors or attestations are required",
 		"attestors: [{entries: [" + key + "]}]": "imageReferences is required",
@@ -451,7 +538,7 @@ func TestTheOperatorsOfConditions(t *testing.T) {
 		{`{key: "{{ s }}", operator: Equals, value: "{{ s }}"}`, true},
 	} {
 		text := clusterYAML("imageReferences: [\"*\"]\nattestations: [{type: t, attestors: [{entries: [{keyless: {issuer: a, subject: b}}]}], conditions: [{any: [" + tt.condition + "]}]}]")
-		p := compileOne(t, text, publicGoodOrEmpty(t)).(*imagePolicy)
+		p := compileOne(t, text, publicGood(t)).(*imagePolicy)
 		if err := p.rules[0].attestations[0].conditions[0].hold(value); (err == nil) != tt.want {
 			t.Errorf("%s: %v", tt.condition, err)
 		}
@@ -469,7 +556,7 @@ attestations:
           - {key: "{{ b }}", operator: Equals, value: 1, message: b is wrong}
         all:
           - {key: "{{ c }}", operator: Equals, value: 1}`
-	p := compileOne(t, clusterYAML(text), publicGoodOrEmpty(t)).(*imagePolicy)
+	p := compileOne(t, clusterYAML(text), publicGood(t)).(*imagePolicy)
 	for predicate, want := range map[string]bool{
 		`{"a":1,"b":2,"c":1}`: true, `{"a":2,"b":1,"c":1}`: true, `{"a":2,"b":2,"c":1}`: false, `{"a":1,"b":1,"c":2}`: false,
 		`{"b":1,"c":1}`: true, `[]`: false, `"x"`: false,
@@ -481,5 +568,61 @@ attestations:
 		if err := p.rules[0].attestations[0].conditions[0].hold(value); (err == nil) != want {
 			t.Errorf("%s: %v", predicate, err)
 		}
+	}
+}
+
+// TestAPolicyFromARunbook takes what an operator has copied from the internet, GitHub's identities and all.
+func TestAPolicyFromARunbook(t *testing.T) {
+	const runbook = `apiVersion: kyverno.io/v1
+kind: ClusterPolicy
+metadata:
+  name: verify-image-signatures
+spec:
+  validationFailureAction: Enforce
+  background: false
+  rules:
+    - name: check-image-signature
+      match:
+        any:
+          - resources:
+              kinds: [Pod]
+              namespaces: [production, staging]
+      verifyImages:
+        - imageReferences:
+            - "ghcr.io/myorg/myrepo:*"
+            - "ghcr.io/myorg/myrepo@*"
+          attestors:
+            - count: 1
+              entries:
+                - keyless:
+                    subject: "https://github.com/sigstore-conformance/extremely-dangerous-public-oidc-beacon/.github/workflows/extremely-dangerous-oidc-beacon.yml@refs/heads/main"
+                    issuer: "https://token.actions.githubusercontent.com"
+                    rekor:
+                      url: "https://rekor.sigstore.dev"
+          # Also require the SBOM attestation.
+          attestations:
+            - predicateType: "https://spdx.dev/Document"
+              attestors:
+                - count: 1
+                  entries:
+                    - keyless:
+                        subject: "https://github.com/myorg/myrepo/.github/workflows/build-and-sign.yml@refs/heads/main"
+                        issuer: "https://token.actions.githubusercontent.com"
+`
+	p := compileOne(t, runbook, publicGood(t))
+	artifact := readFile(t, sharedDir(t)+"/conformance/a.txt")
+	image := oci.Image{Name: "ghcr.io/myorg/myrepo", Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(artifact))}
+	image.Reference = image.Name + "@" + image.Digest
+	subject := &Subject{Image: image}
+	if !p.Applies(subject) || p.Applies(&Subject{Image: imageOf("ghcr.io/myorg/other")}) || p.Mode() != ModeEnforce {
+		t.Error("it applies where it should not, or not where it should")
+	}
+	bundle := readFile(t, sharedDir(t)+"/conformance/bundle-verify/happy-path-v0.1/bundle.sigstore.json")
+	out := p.Decide(t.Context(), subject, attached{all: []oci.Attachment{{Form: oci.FormBundle, Bundle: bundle}}})
+	if out.Passed || len(out.Checks) != 2 || !out.Checks[0].Passed || out.Checks[1].Passed || out.Reason != verify.ReasonPredicateMissing || !strings.Contains(out.Message, spdx) {
+		t.Errorf("%+v", out)
+	}
+	if got := codesOf(t, runbook, LintOptions{Options: Options{TrustedRoot: publicGood(t)}}); len(got) != 1 || !strings.HasPrefix(got[0], LintOldField) {
+		t.Errorf("%v", got)
 	}
 }

@@ -332,7 +332,7 @@ func (l *linter) modes(policies []Policy) {
 
 func (l *linter) position(policy string) Finding {
 	for _, at := range l.positions {
-		if at.Policy == policy {
+		if at.Policy == policy || strings.HasSuffix(at.Policy, "/"+policy) { // a namespace that means nothing to the dialect
 			return at
 		}
 	}

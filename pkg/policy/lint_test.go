@@ -67,7 +67,7 @@ func TestWhatIsSaidOfPatterns(t *testing.T) {
 }
 
 func TestWhatLintFinds(t *testing.T) {
-	trusted := publicGoodOrEmpty(t)
+	trusted := publicGood(t)
 	const requirements = "\nrequirements:\n  artifact_signature: true"
 	kyverno := func(item string) string { return clusterYAML("imageReferences: [\"ghcr.io/*\"]\n" + item) }
 	entry := func(e string) string { return kyverno("attestors: [{entries: [{keyless: {" + e + "}}]}]") }
@@ -147,7 +147,7 @@ func rootOf(t *testing.T, trusted []byte) string {
 
 func TestFindingsAreInOrderAndNameLines(t *testing.T) {
 	policy := teleportYAML("keyless:\n  identities:\n    - {issuer: http://a, subject: a}\n    - {issuer: http://b, subject: b}\nrequirements:\n  artifact_signature: true")
-	found, err := Lint([]File{{Name: "b.yaml", Data: []byte(policy)}, {Name: "a.yaml", Data: []byte(strings.Replace(policy, "name: p", "name: q", 1))}}, LintOptions{Options: Options{TrustedRoot: publicGoodOrEmpty(t)}})
+	found, err := Lint([]File{{Name: "b.yaml", Data: []byte(policy)}, {Name: "a.yaml", Data: []byte(strings.Replace(policy, "name: p", "name: q", 1))}}, LintOptions{Options: Options{TrustedRoot: publicGood(t)}})
 	if err != nil || len(found) != 4 {
 		t.Fatalf("%v, %v", found, err)
 	}

@@ -24,11 +24,7 @@ type signer struct {
 // signatures returns the signatures of the image by s. The error says why there is none, or beside some what could not be
 // read. An attestation says something about an image, good or bad, and is no signature.
 func (s *signer) signatures(ctx context.Context, subject *Subject, e Evidence) ([]*proven, error) {
-	found, err := s.attestations(ctx, subject, e, oci.PredicateSignature)
-	if err != nil && verify.ReasonOf(err) == verify.ReasonPredicateMissing {
-		err = fault.New(fault.Denied, string(verify.ReasonNoSignature), err, "only attestations are attached, no signature")
-	}
-	return found, err
+	return s.attestations(ctx, subject, e, oci.PredicateSignature)
 }
 
 // attestations returns the attestations of exactly this type by s, in the same way.
@@ -45,17 +41,13 @@ func (s *signer) attestations(ctx context.Context, subject *Subject, e Evidence,
 			return nil, err
 		}
 		a := &attached[i]
-		if (predicateType == oci.PredicateSignature) != (a.Form == oci.FormSimpleSigning) && a.Form != oci.FormBundle {
-			continue // what is under a .sig tag is a signature, what is under .att is none
+		if known, other := payloadType(a); known && other != predicateType {
+			continue // what it would prove is something else
 		}
 		result, err := oci.Verify(s.verifier, *a, subject.Image.Digest, &s.policy)
 		p := &proven{attachment: a, result: result}
 		if err == nil && !p.isType(predicateType) {
-			what := "a signature"
-			if result.Statement != nil {
-				what = "of type " + result.Statement.PredicateType
-			}
-			err = refused(verify.ReasonPredicateMissing, "what is attached is %s", what)
+			continue
 		}
 		if err == nil {
 			err = s.annotated(*a, result, subject.Image.Digest)
@@ -72,9 +64,35 @@ func (s *signer) attestations(ctx context.Context, subject *Subject, e Evidence,
 	case len(failed) > 0:
 		return nil, oci.Deepest(failed, unread, "signature", subject.Image.Digest)
 	case predicateType != oci.PredicateSignature:
-		return nil, refused(verify.ReasonPredicateMissing, "no attestation is attached")
+		return nil, refused(verify.ReasonPredicateMissing, "no attestation of type %s is attached", predicateType)
+	case len(attached) > 0:
+		return nil, refused(verify.ReasonNoSignature, "no signature is attached, but what attests something")
 	}
 	return nil, refused(verify.ReasonNoSignature, "no signature is attached")
+}
+
+// payloadType is the type of what an attachment would prove if it verified, which saves the work of finding out. Unknown is what
+// cannot be read: verifying it says why.
+func payloadType(a *oci.Attachment) (known bool, predicateType string) {
+	if a.Form == oci.FormSimpleSigning {
+		return true, oci.PredicateSignature
+	}
+	var b struct {
+		MessageSignature json.RawMessage `json:"messageSignature"`
+		DSSEEnvelope     *struct {
+			Payload []byte `json:"payload"`
+		} `json:"dsseEnvelope"`
+	}
+	if err := json.Unmarshal(a.Bundle, &b); err != nil || b.DSSEEnvelope == nil {
+		return err == nil && len(b.MessageSignature) > 0, oci.PredicateSignature
+	}
+	var statement struct {
+		PredicateType string `json:"predicateType"`
+	}
+	if err := json.Unmarshal(b.DSSEEnvelope.Payload, &statement); err != nil {
+		return false, ""
+	}
+	return true, statement.PredicateType
 }
 
 // annotated requires the annotations that were signed: "optional" of a simple signing document, the annotations of the
