@@ -109,3 +109,54 @@ spec:
 		t.Errorf("%v\n%s", out.err, out)
 	}
 }
+
+// TestASigstorePolicyWithPrivateRootsAndGitHubIdentities: a workflow of GitHub signs with our stack, and a policy with private roots
+// decides without it.
+func TestASigstorePolicyWithPrivateRootsAndGitHubIdentities(t *testing.T) {
+	idp := newIssuers(t)
+	s := up(t, "--ca-config", issuerFile(t, idp.config(t)))
+	b := newSandbox(t)
+	const slsa = "https://slsa.dev/provenance/v1"
+	manifest := b.file("manifest.json", "a manifest")
+	for name, token := range map[string]string{"github": idp.token("github", nil), "alice": s.alice()} {
+		b.must(attestry, "attest", "--identity-token", token, "--signing-config", s.client("signing_config.v0.2.json"), "--trusted-root", s.client("trusted_root.json"),
+			"--type", slsa, "--predicate", b.file("predicate.json", `{"buildDefinition":{}}`), "--bundle", b.path(name+".json"), manifest)
+	}
+	root := readFile(t, s.client("trusted_root.json"))
+	s.stop()
+	workflow := idp.cases["github"].Claims["job_workflow_ref"].(string)
+	organisation, _, _ := strings.Cut(workflow, "/")
+	branch := workflow[strings.Index(workflow, "@"):]
+	policy := func(organisation string) string {
+		return fmt.Sprintf(`kind: sigstore_policy
+version: v1
+metadata:
+  name: github-provenance
+spec:
+  keyless:
+    identities:
+      - issuer: https://accounts.google.com
+        subject: somebody@example.com
+      - issuer_regex: ^%s(/asteroid-earth)?$
+        subject_regex: ^https://github.com/%s/(.*)/\.github/workflows/(.*)%s$
+    trusted_roots:
+      - |
+        %s
+  requirements:
+    artifact_signature: false
+    attestations:
+      - predicate_type: %s
+`, idp.issuer("github"), organisation, branch, indentYAML(root, 8), slsa)
+	}
+	b.file("ours.yaml", policy(organisation))
+	b.file("theirs.yaml", policy("asteroid-earth"))
+	b.file("all_test.yaml", fmt.Sprintf(`cases:
+  - {name: the workflow, policy: ours.yaml, bundle: github.json, image: "app@sha256:%[1]x", expect: allow}
+  - {name: another organisation, policy: theirs.yaml, bundle: github.json, image: "app@sha256:%[1]x", expect: deny, reason: identity-subject}
+  - {name: a person, policy: ours.yaml, bundle: alice.json, image: "app@sha256:%[1]x", expect: deny, reason: identity-issuer}
+  - {name: another image, policy: ours.yaml, bundle: github.json, image: "app@sha256:%[2]x", expect: deny, reason: subject-mismatch}
+`, sha256.Sum256([]byte("a manifest")), sha256.Sum256([]byte("another"))))
+	if out := b.must(attestry, "policy", "test", "-v", "."); !strings.Contains(out, "4 cases, 0 failed") {
+		t.Errorf("%s", out)
+	}
+}
