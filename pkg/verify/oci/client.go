@@ -271,7 +271,7 @@ func (c *client) once(ctx context.Context, r request, auth string) (*answer, err
 	host := r.repo.RegistryStr()
 	scheme, known := c.scheme(host)
 	a, err := c.exchange(ctx, r, scheme, auth)
-	if err != nil && !known && errors.Is(err, http.ErrSchemeMismatch) { // a loopback registry without TLS
+	if err != nil && !known && withoutTLS(err) { // a loopback registry
 		c.mu.Lock()
 		c.schemes[host] = "http"
 		c.mu.Unlock()
@@ -283,6 +283,13 @@ func (c *client) once(ctx context.Context, r request, auth string) (*answer, err
 		c.mu.Unlock()
 	}
 	return a, err
+}
+
+// withoutTLS reports whether a handshake was answered in plain HTTP. http.ErrSchemeMismatch is what http.Client makes of it,
+// not its transport.
+func withoutTLS(err error) bool {
+	var record tls.RecordHeaderError
+	return errors.As(err, &record) && string(record.RecordHeader[:]) == "HTTP/"
 }
 
 // scheme returns what a registry speaks: https unless it is named as insecure. One on loopback may speak either, and known is false

@@ -131,8 +131,13 @@ func (l *Layout) images() []descriptor {
 		if kind, ok := strings.CutPrefix(d.Annotations[annotationKind], cosignKind); ok {
 			return kind != "image" && kind != "imageIndex"
 		}
-		return d.ArtifactType != "" || slices.ContainsFunc(refNames(d), isAttachedTag)
+		return d.ArtifactType != "" && !isConfigType(d.ArtifactType) || slices.ContainsFunc(refNames(d), isAttachedTag)
 	})
+}
+
+// isConfigType tells the type of an image's configuration, which go-containerregistry (crane pull) writes as the artifact type.
+func isConfigType(t string) bool {
+	return t == "application/vnd.oci.image.config.v1+json" || t == "application/vnd.docker.container.image.v1+json"
 }
 
 // refNames are the names of an entry: "v1", "registry.example/app:v1".

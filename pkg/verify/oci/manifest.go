@@ -25,6 +25,7 @@ const (
 
 	typeBundle        = "application/vnd.dev.sigstore.bundle.v0.3+json"
 	typeBundleOld     = "application/vnd.dev.sigstore.bundle+json;version=0.3"
+	typeEmpty         = "application/vnd.oci.empty.v1+json"
 	typeSimpleSigning = "application/vnd.dev.cosign.simplesigning.v1+json"
 	typeEnvelope      = "application/vnd.dsse.envelope.v1+json"
 )

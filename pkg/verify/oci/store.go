@@ -179,14 +179,15 @@ func attachmentsOf(ctx context.Context, s store, image Image, tagPrefix string, 
 	return slices.Concat(found...), errors.Join(append(problems, failed...)...)
 }
 
-// newestBundles picks those that say they are bundles of version 0.3, or do not say what they are, newest first by the
+// newestBundles picks those that say they are bundles of version 0.3, or do not say what they are (registries that do not know the
+// artifact type list that of the configuration, which is the empty one), newest first by the
 // time that their annotation claims.
 func newestBundles(listed []descriptor) []descriptor {
 	var out []descriptor
 	seen := make(map[string]bool)
 	for _, d := range listed {
 		switch d.ArtifactType {
-		case typeBundle, typeBundleOld, "":
+		case typeBundle, typeBundleOld, typeEmpty, "":
 			if !seen[d.Digest] {
 				seen[d.Digest] = true
 				out = append(out, d)
@@ -212,7 +213,7 @@ func bundleOf(ctx context.Context, s store, d descriptor, digest, where string, 
 		kind = m.Config.MediaType
 	}
 	if !isBundleType(kind) {
-		if d.ArtifactType == "" {
+		if d.ArtifactType == "" || d.ArtifactType == typeEmpty {
 			return nil, nil
 		}
 		return nil, malformed(nil, "is of type %q, it is listed as %q", kind, d.ArtifactType)

@@ -1,0 +1,22 @@
+package oci
+
+import "net/http"
+
+// Transport sends single requests as the Registry does: past the guard of addresses, with its CAs and its proxy, but without
+// credentials, retries or budgets. It is for those who write.
+func (r *Registry) Transport() http.RoundTripper { return guarded{r.client} }
+
+type guarded struct{ client *client }
+
+func (g guarded) RoundTrip(req *http.Request) (*http.Response, error) {
+	t, err := g.client.transport(req)
+	if err != nil {
+		return nil, err
+	}
+	return t.RoundTrip(req)
+}
+
+// FromLayer turns a layer of a .sig or .att tag, as form says, and its annotations into an attachment.
+func FromLayer(form Form, payload []byte, annotations map[string]string) (*Attachment, error) {
+	return fromLegacy(form, payload, annotations)
+}
