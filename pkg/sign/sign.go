@@ -1,11 +1,12 @@
-// Package sign makes version 0.3 bundles: an ephemeral P-256 key, a certificate for an identity token, entries
-// in the transparency logs and timestamps that a signing config names. What the services answered is
+// Package sign makes version 0.3 bundles: an ephemeral P-256 key with a certificate for an identity token, or a key of
+// one's own, entries in the transparency logs and timestamps that a signing config names. What the services answered is
 // verified against the trusted root before a bundle is handed out.
 package sign
 
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	protobundle "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
 	protorekor "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	prototrust "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
 	"github.com/sigstore/sigstore-go/pkg/root"
@@ -32,7 +34,18 @@ const (
 type Options struct {
 	SigningConfig []byte // signing_config.v0.2 JSON
 	TrustedRoot   []byte // trusted_root.json, verifies what the services answered
-	IdentityToken string // OpenID Connect ID token (JWT)
+	IdentityToken string // OpenID Connect ID token (JWT); unused with Key
+
+	// Key signs in place of an ephemeral key and its certificate: ECDSA, or RSA of 2048, 3072 or 4096 bits. May be nil.
+	Key crypto.Signer
+	// Legacy makes what the attachments of cosign 2 can carry: entries of Rekor v1 alone, for its promise is all the proof
+	// that they hold, and SHA-256 whatever the key.
+	Legacy bool
+	// Shared lets several signatures have one ephemeral key and certificate, where a CA gives a token one certificate alone.
+	// May be nil: each has its own.
+	Shared *Shared
+	// NoTimestamps leaves timestamps over the signature out, for an envelope that is to be stamped as a whole.
+	NoTimestamps bool
 
 	Transport http.RoundTripper // CA and timestamp authorities; may be nil: http.DefaultTransport
 	Now       func() time.Time  // chooses among services by their validity; may be nil: time.Now
@@ -65,24 +78,49 @@ func bundle(ctx context.Context, o Options, content sign.Content, artifact verif
 	if err != nil {
 		return nil, err
 	}
-	if strings.Count(o.IdentityToken, ".") != 2 {
+	if o.Key == nil && strings.Count(o.IdentityToken, ".") != 2 {
 		return nil, errors.New("the identity token is not a JWT")
 	}
 	services, err := selectServices(o)
 	if err != nil {
 		return nil, err
 	}
-	key, err := sign.NewEphemeralKeypair(nil) // ECDSA P-256 with SHA-256
+	opts := services.options(ctx, o)
+	key, err := o.keypair(&opts)
 	if err != nil {
-		return nil, fmt.Errorf("making a key: %w", err)
+		return nil, err
 	}
-	pb, err := sign.Bundle(content, key, services.options(ctx, o))
+	pb, err := sign.Bundle(content, key, opts)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("signing: %w", ctx.Err())
 		}
 		return nil, fmt.Errorf("signing: %w", err)
 	}
+	encoded, err := encode(pb)
+	if err != nil {
+		return nil, err
+	}
+	policy := &verify.Policy{}
+	if o.Key != nil {
+		policy.Key = o.Key.Public()
+	} else {
+		// The key was made here, so whoever the certificate names holds no other signature of ours: any identity will do.
+		anyone, err := verify.NewIdentity("", "(?s).*", "", "(?s).*")
+		if err != nil {
+			return nil, err
+		}
+		policy.Identities = []verify.Identity{anyone}
+	}
+	result, err := verifier.Verify(encoded, artifact, policy)
+	if err != nil {
+		return nil, fmt.Errorf("the services' answers do not verify against the trusted root (%s): %w", verify.ReasonOf(err), err)
+	}
+	return &Signed{Bundle: encoded, Result: result}, nil
+}
+
+// encode returns a bundle as compact JSON.
+func encode(pb *protobundle.Bundle) ([]byte, error) {
 	// The first entry of a log has the index 0 and an empty proof. Protobuf JSON leaves such values out, and
 	// sigstore-python 4.5 demands them.
 	spaced, err := protojson.MarshalOptions{EmitDefaultValues: slices.ContainsFunc(pb.GetVerificationMaterial().GetTlogEntries(),
@@ -94,16 +132,20 @@ func bundle(ctx context.Context, o Options, content sign.Content, artifact verif
 	if err := json.Compact(&compact, spaced); err != nil {
 		return nil, fmt.Errorf("encoding the bundle: %w", err)
 	}
-	// The key was made here, so whoever the certificate names holds no other signature of ours: any identity will do.
-	anyone, err := verify.NewIdentity("", "(?s).*", "", "(?s).*")
+	return compact.Bytes(), nil
+}
+
+// ByKey signs data with a key and nothing else: no log, no timestamp, no service.
+func ByKey(ctx context.Context, key crypto.Signer, data []byte) ([]byte, error) {
+	pair, err := Options{Key: key}.keypair(nil)
 	if err != nil {
 		return nil, err
 	}
-	result, err := verifier.Verify(compact.Bytes(), artifact, &verify.Policy{Identities: []verify.Identity{anyone}})
+	pb, err := sign.Bundle(&sign.PlainData{Data: data}, pair, sign.BundleOptions{Context: ctx})
 	if err != nil {
-		return nil, fmt.Errorf("the services' answers do not verify against the trusted root (%s): %w", verify.ReasonOf(err), err)
+		return nil, fmt.Errorf("signing: %w", err)
 	}
-	return &Signed{Bundle: compact.Bytes(), Result: result}, nil
+	return encode(pb)
 }
 
 // services are those that a signing config selects for one signature.
@@ -125,14 +167,23 @@ func selectServices(o Options) (*services, error) {
 		now = o.Now
 	}
 	s := &services{}
-	if s.ca, err = root.SelectService(parsed.FulcioCertificateAuthorityURLs(), sign.FulcioAPIVersions, now()); err != nil {
-		return nil, fmt.Errorf("signing config: certificate authority: %w", err)
+	if o.Key == nil {
+		if s.ca, err = root.SelectService(parsed.FulcioCertificateAuthorityURLs(), sign.FulcioAPIVersions, now()); err != nil {
+			return nil, fmt.Errorf("signing config: certificate authority: %w", err)
+		}
+	}
+	versions := sign.RekorAPIVersions
+	if o.Legacy {
+		versions = []uint32{1}
 	}
 	if len(config.GetRekorTlogUrls()) > 0 {
 		if config.GetRekorTlogConfig() == nil {
 			return nil, errors.New("signing config: rekorTlogUrls without rekorTlogConfig")
 		}
-		if s.logs, err = root.SelectServices(parsed.RekorLogURLs(), parsed.RekorLogURLsConfig(), sign.RekorAPIVersions, now()); err != nil {
+		if s.logs, err = root.SelectServices(parsed.RekorLogURLs(), parsed.RekorLogURLsConfig(), versions, now()); err != nil {
+			if o.Legacy {
+				return nil, fmt.Errorf("signing config: a legacy attachment holds the promise of a Rekor v1 log, and none is named that is valid now: %w", err)
+			}
 			return nil, fmt.Errorf("signing config: transparency log: %w", err)
 		}
 	}
@@ -181,18 +232,15 @@ func OIDCIssuer(signingConfig []byte, now time.Time) (string, error) {
 }
 
 func (s *services) options(ctx context.Context, o Options) sign.BundleOptions {
-	transport := bind(ctx, o.Transport)
-	opts := sign.BundleOptions{
-		Context: ctx,
-		CertificateProvider: sign.NewFulcio(&sign.FulcioOptions{
-			BaseURL: strings.TrimSuffix(s.ca.URL, "/"), Timeout: requestTimeout, Retries: retries, Transport: transport,
-		}),
-		CertificateProviderOptions: &sign.CertificateProviderOptions{IDToken: o.IdentityToken},
+	opts := sign.BundleOptions{Context: ctx}
+	if o.Key == nil {
+		opts.CertificateProvider = sign.NewFulcio(&sign.FulcioOptions{
+			BaseURL: strings.TrimSuffix(s.ca.URL, "/"), Timeout: requestTimeout, Retries: retries, Transport: bind(ctx, o.Transport),
+		})
+		opts.CertificateProviderOptions = &sign.CertificateProviderOptions{IDToken: o.IdentityToken}
 	}
-	for _, tsa := range s.tsas {
-		opts.TimestampAuthorities = append(opts.TimestampAuthorities, sign.NewTimestampAuthority(&sign.TimestampAuthorityOptions{
-			URL: tsa.URL, Timeout: requestTimeout, Retries: retries, Transport: transport,
-		}))
+	if !o.NoTimestamps {
+		opts.TimestampAuthorities = s.timestampers(ctx, o)
 	}
 	for _, log := range s.logs {
 		opts.TransparencyLogs = append(opts.TransparencyLogs, sign.NewRekor(&sign.RekorOptions{
@@ -200,4 +248,45 @@ func (s *services) options(ctx context.Context, o Options) sign.BundleOptions {
 		}))
 	}
 	return opts
+}
+
+func (s *services) timestampers(ctx context.Context, o Options) []*sign.TimestampAuthority {
+	var all []*sign.TimestampAuthority
+	for _, tsa := range s.tsas {
+		all = append(all, sign.NewTimestampAuthority(&sign.TimestampAuthorityOptions{
+			URL: tsa.URL, Timeout: requestTimeout, Retries: retries, Transport: bind(ctx, o.Transport),
+		}))
+	}
+	return all
+}
+
+// Timestamps returns a token (DER TimeStampResp) over data of each timestamp authority that the signing config selects,
+// verified against the trusted root. There are none when it names no authority.
+func Timestamps(ctx context.Context, o Options, data []byte) ([][]byte, error) {
+	services, err := selectServices(o)
+	if err != nil {
+		return nil, err
+	}
+	trusted, err := root.NewTrustedRootFromJSON(o.TrustedRoot)
+	if err != nil {
+		return nil, fmt.Errorf("trusted root: %w", err)
+	}
+	var tokens [][]byte
+	for _, tsa := range services.timestampers(ctx, o) {
+		token, err := tsa.GetTimestamp(ctx, data)
+		if err != nil {
+			return nil, fmt.Errorf("timestamp: %w", err)
+		}
+		err = errors.New("the trusted root names no timestamp authority")
+		for _, authority := range trusted.TimestampingAuthorities() {
+			if _, err = authority.Verify(token, data); err == nil {
+				break
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("the timestamp does not verify against the trusted root: %w", err)
+		}
+		tokens = append(tokens, token)
+	}
+	return tokens, nil
 }
