@@ -36,6 +36,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		newAttestCommand(),
 		newVerifyCommand(),
 		newPolicyCommand(),
+		newConvertCommand(),
+		newCarryCommand(),
 		newCA(),
 		newLogCommand(),
 		newWitnessCommand(),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"io"
@@ -13,15 +14,19 @@ import (
 
 	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/internal/limit"
+	"github.com/attestry/attestry/internal/signer"
+	"github.com/attestry/attestry/pkg/attachment"
 	"github.com/attestry/attestry/pkg/sign"
+	"github.com/attestry/attestry/pkg/verify"
 )
 
 // maxSignBytes bounds what is read into memory to be signed.
 const maxSignBytes = 2 << 30
 
-// signFlags are shared by sign and attest.
+// signFlags are shared by all that signs.
 type signFlags struct {
 	signingConfig, trustedRoot, token, bundle, clientID string
+	key, password                                       string
 	device                                              bool
 }
 
@@ -30,25 +35,43 @@ func (f *signFlags) register(cmd *cobra.Command) {
 	flags.StringVar(&f.signingConfig, "signing-config", "", "signing config that names the services (default $ATTESTRY_SIGNING_CONFIG)")
 	flags.StringVar(&f.trustedRoot, "trusted-root", "", "trusted root to verify the services' answers with (default $ATTESTRY_TRUSTED_ROOT)")
 	flags.StringVar(&f.token, "identity-token", "", "identity token, or @FILE to read it from a file (default $ATTESTRY_ID_TOKEN, then $SIGSTORE_ID_TOKEN, then signing in)")
-	flags.StringVar(&f.bundle, "bundle", "", "where to write the bundle (default FILE.sigstore.json)")
+	flags.StringVar(&f.key, "key", "", "sign with this key in place of an identity: a PEM file, cosign's too, or a URI (hashivault://KEY, pkcs11:…)")
+	flags.StringVar(&f.password, "key-password-file", "", "file with the password of --key (default the value of $COSIGN_PASSWORD)")
 	flags.StringVar(&f.clientID, "oidc-client-id", "sigstore", "client ID for signing in")
 	flags.BoolVar(&f.device, "device", false, "sign in on another device (device flow)")
 }
 
 func newSignCommand() *cobra.Command {
 	var f signFlags
+	var image imageSignFlags
 	cmd := &cobra.Command{
-		Use:   "sign [flags] FILE",
-		Short: "Sign a file",
-		Long: `Sign a file with an ephemeral key and a certificate for your identity, log the signature and
-write a bundle beside the file. What the services answer is verified before anything is written.
+		Use:   "sign [flags] FILE|IMAGE…",
+		Short: "Sign a file or images",
+		Long: `Sign with an ephemeral key and a certificate for your identity, or with --key, and log the signature. What the
+services answer is verified before anything is written.
 
-FILE may be - for standard input; then --bundle is required.`,
+A FILE's bundle is written beside it. FILE may be - for standard input; then --bundle is required.
+
+An IMAGE is REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:HEX, or with --dir an image in an OCI layout. Its signature is
+attached to it: as a bundle (cosign 3), in the legacy form (a .sig tag: cosign 2, podman, CRI-O), or in both.`,
 		Example: `  attestry sign app.tar.gz
-  attestry sign --identity-token @token --bundle app.bundle app.tar.gz`,
-		Args: cobra.ExactArgs(1),
+  attestry sign --identity-token @token --bundle app.bundle app.tar.gz
+  attestry sign --form legacy registry.example/app@sha256:…`,
+		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			out, err := f.output(args[0])
+			if image.wanted(args) {
+				if f.bundle != "" {
+					return errors.New("--bundle is for files: the signature of an image is attached to it")
+				}
+				return image.run(cmd.Context(), cmd.ErrOrStderr(), &f, args, func(ctx context.Context, t *attachment.Target, o sign.Options, form attachment.Form) (*attachment.Attached, error) {
+					return t.Sign(ctx, o, form, image.annotations)
+				})
+			}
+			file, err := oneFile(args)
+			if err != nil {
+				return err
+			}
+			out, err := f.output(file)
 			if err != nil {
 				return err
 			}
@@ -56,7 +79,7 @@ FILE may be - for standard input; then --bundle is required.`,
 			if err != nil {
 				return err
 			}
-			data, err := readInput(cmd.InOrStdin(), args[0])
+			data, err := readInput(cmd.InOrStdin(), file)
 			if err != nil {
 				return err
 			}
@@ -68,7 +91,18 @@ FILE may be - for standard input; then --bundle is required.`,
 		},
 	}
 	f.register(cmd)
+	cmd.Flags().StringVar(&f.bundle, "bundle", "", "where to write the bundle of a file (default FILE.sigstore.json)")
+	image.register(cmd)
+	cmd.Flags().StringToStringVarP(&image.annotations, "annotation", "a", nil, "NAME=VALUE that is signed beside the digest of an image; may be repeated")
 	return cmd
+}
+
+// oneFile returns the only argument.
+func oneFile(args []string) (string, error) {
+	if len(args) != 1 {
+		return "", errors.New("name one file, or images by REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:HEX")
+	}
+	return args[0], nil
 }
 
 // output returns where the bundle of file goes.
@@ -92,8 +126,34 @@ func (f *signFlags) options(ctx context.Context, prompt io.Writer) (sign.Options
 	if o.TrustedRoot, err = readSetting(f.trustedRoot, "trusted-root", "ATTESTRY_TRUSTED_ROOT"); err != nil {
 		return o, err
 	}
+	if f.key != "" {
+		o.Key, err = f.openKey()
+		return o, err
+	}
 	o.IdentityToken, err = f.identityToken(ctx, o.SigningConfig, prompt)
 	return o, err
+}
+
+func (f *signFlags) openKey() (crypto.Signer, error) {
+	uri := f.key
+	if !strings.Contains(uri, "://") && !strings.HasPrefix(uri, "pkcs11:") && !strings.HasPrefix(uri, "file:") {
+		uri = "file:" + uri
+	}
+	var password []byte
+	if value, ok := os.LookupEnv("COSIGN_PASSWORD"); ok {
+		password = []byte(value)
+	}
+	if f.password != "" {
+		var err error
+		if password, err = signer.ReadPassword(f.password); err != nil {
+			return nil, fmt.Errorf("--key-password-file: %w", err)
+		}
+	}
+	key, err := signer.Open(uri, password)
+	if err != nil {
+		return nil, fmt.Errorf("--key: %w", err)
+	}
+	return key, nil
 }
 
 func (f *signFlags) identityToken(ctx context.Context, signingConfig []byte, prompt io.Writer) (string, error) {
@@ -121,9 +181,15 @@ func deliver(stderr io.Writer, signed *sign.Signed, out string) error {
 	if err := durable.WriteFile(out, append(signed.Bundle, '\n'), 0o644); err != nil {
 		return fmt.Errorf("writing the bundle: %w", err)
 	}
-	id := signed.Result.VerifiedIdentity
-	fmt.Fprintf(stderr, "signed as %s (%s); bundle in %s\n", id.Subject, id.Issuer, out)
+	fmt.Fprintf(stderr, "signed %s; bundle in %s\n", signerName(signed.Result), out)
 	return nil
+}
+
+func signerName(r *verify.Result) string {
+	if id := r.VerifiedIdentity; id != nil {
+		return fmt.Sprintf("as %s (%s)", id.Subject, id.Issuer)
+	}
+	return "with the key"
 }
 
 // readSetting reads the file that a flag or else an environment variable names.

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"crypto"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/attestry/attestry/internal/limit"
+	"github.com/attestry/attestry/pkg/carry"
+	"github.com/attestry/attestry/pkg/sign"
+)
+
+func newCarryCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "carry",
+		Short: "Take signed images across an air gap",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newCarryPackCommand(), newCarryCheckCommand(), newCarryPushCommand())
+	return cmd
+}
+
+// demandFlags say what each image of a set has to have.
+type demandFlags struct {
+	require, keys []string
+	unsigned      bool
+	output        string
+}
+
+func (f *demandFlags) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringSliceVar(&f.require, "require-predicate", nil, "predicate type that each image must have an attestation of: a URI or a short name; may be repeated")
+	flags.StringArrayVar(&f.keys, "image-key", nil, "public key (PEM) whose signatures of images count beside those with certificates; may be repeated")
+	flags.BoolVar(&f.unsigned, "allow-unsigned", false, "do not demand a signature of each image")
+	flags.StringVar(&f.output, "output", "text", "form of the report: text or json")
+}
+
+func (f *demandFlags) demands() (carry.Demands, error) {
+	d := carry.Demands{Unsigned: f.unsigned}
+	if f.output != "text" && f.output != "json" {
+		return d, fmt.Errorf("--output %q is neither text nor json", f.output)
+	}
+	for _, kind := range f.require {
+		d.Require = append(d.Require, sign.PredicateType(kind))
+	}
+	for _, file := range f.keys {
+		key, err := readPublicKey(file)
+		if err != nil {
+			return d, fmt.Errorf("--image-key: %w", err)
+		}
+		d.Keys = append(d.Keys, crypto.PublicKey(key))
+	}
+	return d, nil
+}
+
+// anchorFlags say what the receiver of a set believes.
+type anchorFlags struct {
+	tufRoot, trustedRoot, key                      string
+	identity, identityRegexp, issuer, issuerRegexp string
+	maxTrustAge                                    time.Duration
+}
+
+func (f *anchorFlags) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.tufRoot, "tuf-root", "", "TUF root (root.json) that the set's trusted root must follow from (default $ATTESTRY_TUF_ROOT)")
+	flags.StringVar(&f.trustedRoot, "trusted-root", "", "trusted root to verify who signed the set, in place of a TUF root")
+	flags.StringVar(&f.identity, "certificate-identity", "", "who must have signed the set: email, URI or name in the certificate")
+	flags.StringVar(&f.identityRegexp, "certificate-identity-regexp", "", "the same as a regular expression")
+	flags.StringVar(&f.issuer, "certificate-oidc-issuer", "", "OpenID issuer that must vouch for the identity")
+	flags.StringVar(&f.issuerRegexp, "certificate-oidc-issuer-regexp", "", "the same as a regular expression")
+	flags.StringVar(&f.key, "key", "", "public key (PEM) that must have signed the set, in place of an identity")
+	flags.DurationVar(&f.maxTrustAge, "max-trust-age", 0, "refuse TUF metadata that expired longer ago (default: a warning, whatever its age)")
+}
+
+func (f *anchorFlags) anchor() (carry.Anchor, error) {
+	a := carry.Anchor{MaxTrustAge: f.maxTrustAge, Now: time.Now()}
+	who := verifyFlags{key: f.key, identity: f.identity, identityRegexp: f.identityRegexp, issuer: f.issuer, issuerRegexp: f.issuerRegexp}
+	var err error
+	if a.Policy, err = who.policy(); err != nil {
+		return a, err
+	}
+	if f.tufRoot != "" && f.trustedRoot != "" {
+		return a, errors.New("give --tuf-root or --trusted-root, not both")
+	}
+	tufRoot := f.tufRoot
+	if tufRoot == "" && f.trustedRoot == "" && f.key == "" {
+		tufRoot = os.Getenv("ATTESTRY_TUF_ROOT")
+	}
+	if tufRoot != "" {
+		if a.TUFRoot, err = limit.ReadFile(tufRoot, 1<<20); err != nil {
+			return a, fmt.Errorf("--tuf-root: %w", err)
+		}
+	}
+	if f.trustedRoot != "" {
+		if a.TrustedRoot, err = limit.ReadFile(f.trustedRoot, 8<<20); err != nil {
+			return a, fmt.Errorf("--trusted-root: %w", err)
+		}
+	}
+	return a, nil
+}
+
+// printReport shows what a set holds.
+func printReport(stdout io.Writer, r *carry.Report, output string, arrival *carry.Arrival) error {
+	if output == "json" {
+		enc := json.NewEncoder(stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(struct {
+			*carry.Report
+			Arrived *carry.Arrival `json:"arrived,omitempty"`
+		}{r, arrival})
+	}
+	if r.Signer != "" {
+		fmt.Fprintf(stdout, "set signed by %s\n", r.Signer)
+	}
+	fmt.Fprintf(stdout, "%d files, %d bytes; trusted root %s\n", r.Files, r.Bytes, r.Trust.Digest)
+	for _, p := range r.Policies {
+		fmt.Fprintf(stdout, "policy %s\n", p)
+	}
+	for _, image := range r.Images {
+		fmt.Fprintf(stdout, "%s %s, %d attached\n", image.Name, image.Digest, image.Attached)
+		for _, e := range image.Verified {
+			of := ""
+			if e.Digest != image.Digest {
+				of = " of " + e.Digest
+			}
+			fmt.Fprintf(stdout, "  %s%s, %s, by %s\n", e.PredicateType, of, e.Form, e.Signer)
+		}
+		for _, u := range image.Unproven {
+			fmt.Fprintf(stdout, "  does not count: %s\n", u)
+		}
+		for _, m := range image.Missing {
+			fmt.Fprintf(stdout, "  MISSING: %s\n", m)
+		}
+	}
+	for _, w := range r.Warnings {
+		fmt.Fprintf(stdout, "warning: %s\n", w)
+	}
+	for _, p := range r.Problems {
+		fmt.Fprintf(stdout, "PROBLEM: %s\n", p)
+	}
+	if arrival != nil {
+		for _, image := range arrival.Images {
+			fmt.Fprintf(stdout, "arrived: %s %s, %d attached\n", image.Name, image.Digest, image.Attached)
+		}
+	}
+	return nil
+}
+
+// verdict is the error of a set that lacks something.
+func verdict(r *carry.Report) error {
+	if r.Complete {
+		return nil
+	}
+	n := 0
+	for _, image := range r.Images {
+		if len(image.Missing) > 0 {
+			n++
+		}
+	}
+	if n > 0 {
+		return fmt.Errorf("not complete: %d of %d images lack what the report names", n, len(r.Images))
+	}
+	return errors.New("not complete: " + r.Problems[0])
+}
+
+// keyAlone reports whether a key signs without any service: where no signing config is named.
+func (f *signFlags) keyAlone() bool {
+	return f.key != "" && f.signingConfig == "" && os.Getenv("ATTESTRY_SIGNING_CONFIG") == ""
+}
