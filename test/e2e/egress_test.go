@@ -19,6 +19,7 @@ var namedHosts = map[string]string{
 	"openvex.dev":            "predicate type",
 	"cyclonedx.org":          "predicate type",
 	"cosign.sigstore.dev":    "predicate types",
+	"sigstore.dev":           "predicate type of signatures of images",
 	"kubernetes.io":          "subject alternative names of service accounts",
 	"kubernetes.default.svc": "the cluster's own issuer, when it is configured",
 	"github.com":             "built-in provider: values in certificates",

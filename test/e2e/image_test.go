@@ -17,7 +17,11 @@ import (
 type images struct {
 	t    *testing.T
 	host string
+	srv  *httptest.Server
 }
+
+// close takes the registry away.
+func (r *images) close() { r.srv.Close() }
 
 func newRegistry(t *testing.T, referrers bool) *images {
 	t.Helper()
@@ -26,7 +30,7 @@ func newRegistry(t *testing.T, referrers bool) *images {
 		registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)),
 	))
 	t.Cleanup(srv.Close)
-	return &images{t, strings.TrimPrefix(srv.URL, "http://")}
+	return &images{t, strings.TrimPrefix(srv.URL, "http://"), srv}
 }
 
 // push makes a new image and returns its reference by digest.
