@@ -324,3 +324,67 @@ func TestABlobIsWhatItsDescriptorSays(t *testing.T) {
 		}
 	}
 }
+
+// keychain has one pair of credentials for every registry.
+type keychain authn.Basic
+
+func (k keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
+	return (*authn.Basic)(&k), nil
+}
+
+func TestCredentialsGoToTheRegistryThatAsksForThem(t *testing.T) {
+	s, _ := newServer(t, true)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, ok := r.BasicAuth(); !ok || user != "alice" || password != "secret" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		s.ServeHTTP(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	repo, err := name.NewRepository(strings.TrimPrefix(srv.URL, "http://") + "/team/app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for password, good := range map[string]bool{"secret": true, "wrong": false} {
+		r, err := OpenRegistry(t.Context(), repo, keychain{Username: "alice", Password: password}, http.DefaultTransport, true)
+		if err == nil {
+			err = AttachLayers(t.Context(), r, "", subjectDigest, layer("ours"))
+		}
+		if (err == nil) != good {
+			t.Errorf("password %q: %v", password, err)
+		}
+		if err != nil && strings.Contains(err.Error(), password) {
+			t.Errorf("the error tells the password: %v", err)
+		}
+	}
+}
+
+// A registry that is overloaded for a moment is asked again.
+func TestAnOverloadedRegistryIsAskedAgain(t *testing.T) {
+	s, r := newServer(t, true)
+	var mu sync.Mutex
+	busy := 2
+	inner := s.next
+	s.next = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		mu.Lock()
+		refuse := busy > 0 && strings.Contains(req.URL.Path, "/manifests/")
+		if refuse {
+			busy--
+		}
+		mu.Unlock()
+		if refuse {
+			w.Header().Set("Retry-After", "0")
+			w.WriteHeader(http.StatusTooManyRequests)
+			return
+		}
+		inner.ServeHTTP(w, req)
+	})
+	if err := AttachLayers(t.Context(), r, "", subjectDigest, layer("ours")); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(layersOf(t, r)); n != 1 || busy != 0 {
+		t.Errorf("%d layers, %d refusals left", n, busy)
+	}
+}
