@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/attestry/attestry/internal/durable"
+	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/attachment"
 	"github.com/attestry/attestry/pkg/sign"
@@ -115,7 +116,15 @@ func (f *convertFlags) run(ctx context.Context, stderr io.Writer, args []string)
 	if err != nil {
 		return err
 	}
-	return c.file(ctx, file)
+	return withReason(c.file(ctx, file))
+}
+
+// withReason puts the stable reason code before the text that lacks it.
+func withReason(err error) error {
+	if reason := fault.ReasonOf(err); err != nil && reason != "internal" && !strings.Contains(err.Error(), reason) {
+		return fmt.Errorf("%s: %w", reason, err)
+	}
+	return err
 }
 
 // readPublicKey reads one PEM public key.
@@ -228,7 +237,7 @@ func (c *converter) image(ctx context.Context, stderr io.Writer, reference strin
 		}
 		if err := c.one(ctx, repository, image, a, found); err != nil {
 			left++
-			fmt.Fprintf(stderr, "%s: %v\n", a.Location, err)
+			fmt.Fprintf(stderr, "%s: %v\n", a.Location, withReason(err))
 			continue
 		}
 		done++
