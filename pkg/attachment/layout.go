@@ -39,14 +39,39 @@ type Layout struct {
 	dir   string // "" when it is read only
 }
 
-// OpenLayout opens the layout in a directory. Links that lead out of it are not followed.
-func OpenLayout(dir string) (*Layout, error) {
+// Dir is a directory whose files a stranger may have made: links that lead out of it are not followed, and opening a pipe does
+// not wait for somebody to write into it.
+type Dir struct{ root *os.Root }
+
+// OpenDir opens a directory.
+func OpenDir(dir string) (*Dir, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
-	l := &Layout{files: root.FS(), dir: dir}
+	return &Dir{root}, nil
+}
+
+// Open implements fs.FS.
+func (d *Dir) Open(name string) (fs.File, error) {
+	if !fs.ValidPath(name) {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
+	}
+	return d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+}
+
+// Close closes the directory, not what was opened in it.
+func (d *Dir) Close() error { return d.root.Close() }
+
+// OpenLayout opens the layout in a directory.
+func OpenLayout(dir string) (*Layout, error) {
+	files, err := OpenDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	l := &Layout{files: files, dir: dir}
 	if err := l.check(); err != nil {
+		files.Close()
 		return nil, err
 	}
 	return l, nil

@@ -138,7 +138,13 @@ func (r *Registry) Manifest(ctx context.Context, reference string) (*Manifest, e
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", where, err)
 	}
-	m := &Manifest{Raw: raw, MediaType: types.MediaType(resp.Header.Get("Content-Type")), Digest: digestOf(raw), etag: resp.Header.Get("ETag")}
+	m := &Manifest{Raw: raw, Digest: digestOf(raw), etag: resp.Header.Get("ETag")}
+	contentType, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	if m.MediaType = types.MediaType(strings.TrimSpace(contentType)); !strings.Contains(manifestTypes, string(m.MediaType)) || m.MediaType == "" {
+		if m.MediaType, err = mediaTypeOf(m); err != nil { // what a registry or proxy says of any JSON
+			return nil, err
+		}
+	}
 	if isDigest(reference) && m.Digest != reference {
 		return nil, fmt.Errorf("%s: the registry's answer has the digest %s", where, m.Digest)
 	}

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/attestry/attestry/pkg/attachment"
 )
 
 // Files opens a set that is a directory or a tar. Nothing of a tar is unpacked.
@@ -20,11 +22,11 @@ func Files(name string) (fs.FS, io.Closer, error) {
 		return nil, nil, err
 	}
 	if info.IsDir() {
-		root, err := os.OpenRoot(name)
+		dir, err := attachment.OpenDir(name)
 		if err != nil {
 			return nil, nil, err
 		}
-		return root.FS(), root, nil
+		return dir, dir, nil
 	}
 	f, err := os.Open(name)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -181,6 +182,13 @@ func TestAChangedSetIsRefused(t *testing.T) {
 			path := filepath.Join(dir, "blobs/sha256", filepath.Base(blobs[0]))
 			remove(t, path)
 			if err := os.Symlink("/etc/passwd", path); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"a pipe in place of a file", "regular file", func(t *testing.T, dir string) {
+			path := filepath.Join(dir, "blobs/sha256", filepath.Base(blobs[0]))
+			remove(t, path)
+			if err := syscall.Mkfifo(path, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}},
