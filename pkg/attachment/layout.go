@@ -410,6 +410,22 @@ func (l *Layout) Update(ctx context.Context, tag string, merge func(*Manifest) (
 	})
 }
 
+// Lock keeps other writers out until release is called. One that is there already is an error: nobody waits.
+func (l *Layout) Lock() (release func() error, err error) {
+	lock, err := os.Open(filepath.Join(l.dir, layoutFile))
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		lock.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another process writes in %s", l.dir)
+		}
+		return nil, fmt.Errorf("locking the layout: %w", err)
+	}
+	return lock.Close, nil
+}
+
 // locked changes index.json under the lock; change says whether it did.
 func (l *Layout) locked(change func(*v1.IndexManifest) (bool, error)) error {
 	if l.dir == "" {

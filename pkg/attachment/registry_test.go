@@ -388,3 +388,26 @@ func TestAnOverloadedRegistryIsAskedAgain(t *testing.T) {
 		t.Errorf("%d layers, %d refusals left", n, busy)
 	}
 }
+
+func TestALockedLayoutTakesNoSecondWriter(t *testing.T) {
+	l, err := CreateLayout(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, err := l.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Lock(); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("a second writer: %v", err)
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	if release, err = l.Lock(); err != nil {
+		t.Fatal(err)
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+}

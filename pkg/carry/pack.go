@@ -67,6 +67,11 @@ func Pack(ctx context.Context, dir string, p Packing) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	release, err := layout.Lock()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	w := &packer{Packing: p, layout: layout, dir: dir, seen: map[string]bool{}}
 	for _, sub := range []string{"", filepath.FromSlash(blobDir)} {
 		if err := durable.RemoveTemps(filepath.Join(dir, sub)); err != nil {
