@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -378,4 +380,46 @@ func newSilent(t *testing.T) string {
 	srv := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(srv.Close)
 	return srv.URL
+}
+
+// TestContainersImageAcceptsTheLegacyForm asks the library of podman, skopeo and CRI-O, which knows the CA's root alone: the
+// certificates between are in the attachment.
+func TestContainersImageAcceptsTheLegacyForm(t *testing.T) {
+	program := filepath.Join(clientsDir(t), "image-policy-v5.42.0", "image-policy")
+	if _, err := os.Stat(program); err != nil {
+		missing(t, false, "image-policy is not built; enable with: ../shared/clients/get.sh image-policy")
+	}
+	s := up(t)
+	b := newSandbox(t)
+	registry := newRegistry(t, true)
+	image, bundled := registry.push("team/app"), registry.push("team/bundled")
+	b.must(attestry, flags([]string{"sign", "--form", "legacy", "--identity-token", s.alice()}, s.signing(), []string{image})...)
+	b.must(attestry, flags([]string{"sign", "--identity-token", s.alice()}, s.signing(), []string{bundled})...)
+	chain := readFile(t, s.client("fulcio.pem"))
+	root := b.file("root.pem", chain[strings.LastIndex(chain, "-----BEGIN"):])
+	if err := os.Mkdir(b.path("registries.d"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b.file("registries.d/all.yaml", "default-docker:\n  use-sigstore-attachments: true\n")
+	for email, accepted := range map[string]bool{"alice@example.com": true, "bob@example.com": false} {
+		policy, err := json.Marshal(map[string]any{
+			"default": []any{map[string]any{"type": "reject"}},
+			"transports": map[string]any{"docker": map[string]any{registry.host: []any{map[string]any{
+				"type":               "sigstoreSigned",
+				"fulcio":             map[string]any{"caPath": root, "oidcIssuer": s.issuer(), "subjectEmail": email},
+				"rekorPublicKeyPath": s.client("rekor.pem"),
+				"signedIdentity":     map[string]any{"type": "matchRepository"},
+			}}}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		args := []string{"-policy", b.file("policy.json", string(policy)), "-registries.d", b.path("registries.d"), "-insecure", "-image"}
+		if !accepted {
+			b.refused(`rejected: .*(?i)email`, program, flags(args, []string{image})...)
+			continue
+		}
+		b.must(program, flags(args, []string{image})...)
+		b.refused(`rejected: `, program, flags(args, []string{bundled})...) // it reads .sig tags only
+	}
 }
