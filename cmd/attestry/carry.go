@@ -62,35 +62,30 @@ func (f *demandFlags) demands() (carry.Demands, error) {
 
 // anchorFlags say what the receiver of a set believes.
 type anchorFlags struct {
-	tufRoot, trustedRoot, key                      string
-	identity, identityRegexp, issuer, issuerRegexp string
-	maxTrustAge                                    time.Duration
+	signer               signerFlags // of the set
+	tufRoot, trustedRoot string
+	maxTrustAge          time.Duration
 }
 
 func (f *anchorFlags) register(cmd *cobra.Command) {
+	f.signer.register(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.tufRoot, "tuf-root", "", "TUF root (root.json) that the set's trusted root must follow from (default $ATTESTRY_TUF_ROOT)")
 	flags.StringVar(&f.trustedRoot, "trusted-root", "", "trusted root to verify who signed the set, in place of a TUF root")
-	flags.StringVar(&f.identity, "certificate-identity", "", "who must have signed the set: email, URI or name in the certificate")
-	flags.StringVar(&f.identityRegexp, "certificate-identity-regexp", "", "the same as a regular expression")
-	flags.StringVar(&f.issuer, "certificate-oidc-issuer", "", "OpenID issuer that must vouch for the identity")
-	flags.StringVar(&f.issuerRegexp, "certificate-oidc-issuer-regexp", "", "the same as a regular expression")
-	flags.StringVar(&f.key, "key", "", "public key (PEM) that must have signed the set, in place of an identity")
 	flags.DurationVar(&f.maxTrustAge, "max-trust-age", 0, "refuse TUF metadata that expired longer ago (default: a warning, whatever its age)")
 }
 
 func (f *anchorFlags) anchor() (carry.Anchor, error) {
 	a := carry.Anchor{MaxTrustAge: f.maxTrustAge, Now: time.Now()}
-	who := verifyFlags{key: f.key, identity: f.identity, identityRegexp: f.identityRegexp, issuer: f.issuer, issuerRegexp: f.issuerRegexp}
 	var err error
-	if a.Policy, err = who.policy(); err != nil {
+	if a.Policy, err = f.signer.policy(); err != nil {
 		return a, err
 	}
 	if f.tufRoot != "" && f.trustedRoot != "" {
 		return a, errors.New("give --tuf-root or --trusted-root, not both")
 	}
 	tufRoot := f.tufRoot
-	if tufRoot == "" && f.trustedRoot == "" && f.key == "" {
+	if tufRoot == "" && f.trustedRoot == "" && f.signer.key == "" {
 		tufRoot = os.Getenv("ATTESTRY_TUF_ROOT")
 	}
 	if tufRoot != "" {
@@ -153,8 +148,8 @@ func printReport(stdout io.Writer, r *carry.Report, output string, arrival *carr
 	return nil
 }
 
-// verdict is the error of a set that lacks something.
-func verdict(r *carry.Report) error {
+// incomplete is the error of a set that lacks something.
+func incomplete(r *carry.Report) error {
 	if r.Complete {
 		return nil
 	}

@@ -35,7 +35,7 @@ Exit status 0 when the set is complete: every image signed, and attested as the 
 			if err := printReport(cmd.OutOrStdout(), report, demand.output, nil); err != nil {
 				return err
 			}
-			return verdict(report)
+			return incomplete(report)
 		},
 	}
 	anchor.register(cmd)

@@ -68,7 +68,7 @@ Run it again after an interruption: what is there is not fetched again. The same
 			if err := printReport(cmd.OutOrStdout(), report, demand.output, nil); err != nil {
 				return err
 			}
-			if err := verdict(report); err != nil {
+			if err := incomplete(report); err != nil {
 				return err
 			}
 			if tar {

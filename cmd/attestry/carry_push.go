@@ -60,7 +60,7 @@ Run it again after an interruption: what is there is not sent again.`,
 			if err != nil {
 				return err
 			}
-			return verdict(report)
+			return incomplete(report)
 		},
 	}
 	anchor.register(cmd)

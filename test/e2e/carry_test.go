@@ -173,7 +173,7 @@ func TestAChangedSetIsRefused(t *testing.T) {
 		{"a file that nobody signed", "carry-file-unknown", func(t *testing.T, dir string) {
 			appendTo(t, filepath.Join(dir, "policies.yaml"), "x")
 		}},
-		{"another manifest", "signature-invalid|subject-mismatch", func(t *testing.T, dir string) {
+		{"another manifest", "signature-invalid|digest-mismatch", func(t *testing.T, dir string) {
 			appendTo(t, filepath.Join(dir, "carry.json"), " ")
 		}},
 		{"no signature", "carry-unfinished", func(t *testing.T, dir string) { remove(t, filepath.Join(dir, "carry.sigstore.json")) }},
