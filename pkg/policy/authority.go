@@ -257,7 +257,7 @@ func depth(err error) int {
 		verify.ReasonInclusionInvalid, verify.ReasonNoTime, verify.ReasonTimestampInvalid, verify.ReasonCertExpired, verify.ReasonCertChain,
 		verify.ReasonSCTMissing, verify.ReasonSCTInvalid, verify.ReasonSignatureInvalid, verify.ReasonSubjectMismatch,
 		verify.ReasonIdentityIssuer, verify.ReasonIdentitySubject, verify.ReasonPredicateMissing, verify.ReasonPolicyDenied,
-	}, verify.ReasonOf(err))
+	}, verify.ReasonOf(err).Class())
 }
 
 // claims is the type that an attachment says it has, unproven: it chooses what to try first and which failures to tell.

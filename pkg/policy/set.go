@@ -35,7 +35,6 @@ const (
 	ReasonNoPolicy verify.Reason = "no-matching-policy" // nobody speaks for this image
 	ReasonNoDigest verify.Reason = "no-digest"          // a tag can move: only a digest can be decided about
 	ReasonStatic   verify.Reason = "static-fail"        // an authority that always refuses
-	ReasonInternal verify.Reason = "internal"
 )
 
 const (
@@ -117,7 +116,7 @@ func (s *Set) Decide(ctx context.Context, subject *Subject, source oci.Source) V
 	for _, p := range s.policies {
 		applies, err := appliesTo(p, subject)
 		if err != nil {
-			v.Policies = append(v.Policies, refusal(p, ReasonInternal, err.Error()))
+			v.Policies = append(v.Policies, refusal(p, verify.ReasonInternal, err.Error()))
 			return v
 		}
 		if applies {
@@ -183,7 +182,7 @@ func appliesTo(p Policy, subject *Subject) (applies bool, err error) {
 func decideOne(ctx context.Context, p Policy, subject *Subject, e Evidence) (o Outcome) {
 	defer func() {
 		if r := recover(); r != nil {
-			o = refusal(p, ReasonInternal, panicked(r).Error())
+			o = refusal(p, verify.ReasonInternal, panicked(r).Error())
 		}
 	}()
 	if err := ctx.Err(); err != nil {
