@@ -227,7 +227,7 @@ func TestVerifyCommandOptions(t *testing.T) {
 		"a window without a key":            {append(append(slices.Clip(cert), "--key-until", "2020-01-01T00:00:00Z"), append(slices.Clip(beacon), certArtifact)...), exitUndecided, "--key"},
 		"another artifact":                  {append(slices.Clip(key), file("other", "other")), exitRefused, "digest-mismatch"},
 		"a flag that there is not":          {append(slices.Clip(key), "--identity", "x", keyArtifact), exitUndecided, "unknown flag"},
-		"two artifacts":                     {append(slices.Clip(key), keyArtifact, keyArtifact), exitUndecided, "accepts 1 arg"},
+		"two artifacts":                     {append(slices.Clip(key), keyArtifact, keyArtifact), exitUndecided, "accepts at most 1 arg"},
 		"no such artifact":                  {append(slices.Clip(key), filepath.Join(dir, "missing")), exitUndecided, "no such file"},
 	} {
 		t.Run(name, func(t *testing.T) {
