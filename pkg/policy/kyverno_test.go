@@ -181,9 +181,9 @@ func trustInPEM(t *testing.T, s *site, image oci.Image) {
 		"all of it":               {give(good, roots, tsa, ""), ""},
 		"the key of another log":  {give(publicPEM(t, stranger), roots, tsa, ""), verify.ReasonLogUnknown},
 		"the roots of another CA": {give(good, tsaAsRoots(root), tsa, ""), verify.ReasonCertChain},
-		"another TSA":             {give(good, roots, roots, ""), verify.ReasonTimestampInvalid},
+		"another TSA":             {give(good, roots, roots, ""), verify.ReasonTimestampUntrusted},
 		"the log does not matter": {give(publicPEM(t, stranger), roots, tsa, "ignoreTlog: true"), ""},
-		"but a time does":         {give(publicPEM(t, stranger), roots, roots, "ignoreTlog: true"), verify.ReasonTimestampInvalid},
+		"but a time does":         {give(publicPEM(t, stranger), roots, roots, "ignoreTlog: true"), verify.ReasonTimestampUntrusted},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := compileOne(t, clusterYAML(tt.policy), nil).Decide(t.Context(), &Subject{Image: image}, signed)
@@ -227,7 +227,7 @@ func TestAClusterPolicyWithKeys(t *testing.T) {
 		"another key":                    {keys(publicPEM(t, other), "", "true"), verify.ReasonSignatureInvalid},
 		"both of two keys":               {keys(publicPEM(t, key)+publicPEM(t, other), "", "true"), verify.ReasonSignatureInvalid},
 		"one of two keys":                {keys(publicPEM(t, other)+publicPEM(t, key), "count: 1\n    ", "true"), ""},
-		"the log is demanded by default": {keys(publicPEM(t, key), "", "false"), verify.ReasonInclusionInvalid},
+		"the log is demanded by default": {keys(publicPEM(t, key), "", "false"), verify.ReasonEntryMissing},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := compileOne(t, clusterYAML(tt.policy), trusted).Decide(t.Context(), &Subject{Image: image}, signed)
