@@ -316,7 +316,7 @@ func TestCertificatesAndSecretsAsKeys(t *testing.T) {
 	refusedToLoad(t, certificates(forServers, itsCA), nil, "certChain does not vouch for cert")
 	refusedToLoad(t, certificates(ca, ""), nil, "no CA's")
 	refusedToLoad(t, inCEL(leaf, otherCA), nil, "certChain does not vouch for cert")
-	refusedToLoad(t, secret("b", publicPEM(t, key)), nil, "Secret a/key is not among the documents")
+	refusedToLoad(t, secret("b", publicPEM(t, key)), nil, "secret a/key is not among the documents")
 }
 
 func publicGood(t *testing.T) []byte {
@@ -430,8 +430,8 @@ func TestWhatIsRefusedOfAClusterPolicy(t *testing.T) {
 		entry("{keys: {}}"):                                                                   "publicKeys is required",
 		entry("{keys: {kms: awskms://x}}"):                                                    "KMS",
 		entry("{keys: {publicKeys: '{{ keys.data.x }}'}}"):                                    "variable",
-		entry("{keys: {secret: {name: a, namespace: b}}}"):                                    "Secret b/a is not among the documents",
-		entry("{keys: {publicKeys: k8s://b/a}}"):                                              "Secret b/a is not among the documents",
+		entry("{keys: {secret: {name: a, namespace: b}}}"):                                    "secret b/a is not among the documents",
+		entry("{keys: {publicKeys: k8s://b/a}}"):                                              "secret b/a is not among the documents",
 		entry("{keyless: {issuer: a, subject: b}, signatureAlgorithm: sha512}"):               "the hash follows the key",
 		entry("{certificates: {certChain: x}}"):                                               "cert is required",
 		entry("{certificates: {cert: x}}"):                                                    "certificate chain has",

@@ -153,7 +153,7 @@ func TestRego(t *testing.T) {
 
 func TestRegoRefusedWhenLoaded(t *testing.T) {
 	for _, tt := range []struct{ name, source, want string }{
-		{"syntax", "package sigstore\nisCompliant {", "Rego"},
+		{"syntax", "package sigstore\nisCompliant {", "rego: "},
 		{"another package", "package other\nisCompliant { true }", "package must be sigstore"},
 		{"no rule", "package sigstore\nallow { true }", "no rule isCompliant"},
 		{"the network", "package sigstore\nisCompliant { http.send({\"method\": \"GET\", \"url\": \"http://registry.example\"}).status_code == 200 }", "http.send"},

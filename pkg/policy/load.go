@@ -375,9 +375,9 @@ func (c *compiler) secretKey(name, namespace string) ([]byte, error) {
 				return v, nil
 			}
 		}
-		return nil, fmt.Errorf("Secret %s/%s has %d values, none named cosign.pub", namespace, name, len(values))
+		return nil, fmt.Errorf("secret %s/%s has %d values, none named cosign.pub", namespace, name, len(values))
 	}
-	return nil, fmt.Errorf("Secret %s/%s is not among the documents", namespace, name)
+	return nil, fmt.Errorf("secret %s/%s is not among the documents", namespace, name)
 }
 
 // trustOf returns the trust that a trustRootRef names, or that of the options.

@@ -64,7 +64,7 @@ func TestRefusedWhenLoaded(t *testing.T) {
 		{"a key from two places", cip("key: {data: x, kms: 'awskms:///k'}"), "exactly one of data, secretRef and kms"},
 		{"a key in a KMS", cip("key: {kms: 'awskms:///k'}"), "put the public key into data"},
 		{"a key that is none", cip("key: {data: x}"), "not PEM"},
-		{"a secret that is not there", cip("key: {secretRef: {name: s}}"), "Secret cosign-system/s is not among the documents"},
+		{"a secret that is not there", cip("key: {secretRef: {name: s}}"), "secret cosign-system/s is not among the documents"},
 		{"a secret elsewhere", cip("key: {secretRef: {name: s, namespace: other}}"), `"other" is not "cosign-system"`},
 		{"no identities", cip("keyless: {url: https://ca.example}"), "has 0 entries"},
 		{"an identity without issuer", cip("keyless: {identities: [{subject: s}]}"), "identity issuer"},

@@ -34,15 +34,15 @@ type regoProgram struct {
 func newRego(source string) (*regoProgram, error) {
 	module, err := ast.ParseModuleWithOpts("policy.rego", source, ast.ParserOptions{RegoVersion: ast.RegoV0})
 	if err != nil {
-		return nil, fmt.Errorf("Rego: %s", clip(err.Error()))
+		return nil, fmt.Errorf("rego: %s", clip(err.Error()))
 	}
 	if module == nil || module.Package.Path.String() != regoPackage {
-		return nil, errors.New("Rego: the package must be sigstore")
+		return nil, errors.New("rego: the package must be sigstore")
 	}
 	if !slices.ContainsFunc(module.Rules, func(r *ast.Rule) bool {
 		return r.Head.Ref()[0].Equal(ast.VarTerm(regoRule)) || string(r.Head.Name) == regoRule
 	}) {
-		return nil, fmt.Errorf("Rego: there is no rule %s", regoRule)
+		return nil, fmt.Errorf("rego: there is no rule %s", regoRule)
 	}
 	capabilities := ast.CapabilitiesForThisVersion()
 	capabilities.Builtins = slices.DeleteFunc(capabilities.Builtins, func(b *ast.Builtin) bool { return slices.Contains(refusedBuiltins, b.Name) })
@@ -55,7 +55,7 @@ func newRego(source string) (*regoProgram, error) {
 		rego.StrictBuiltinErrors(true),
 	).PrepareForEval(context.Background())
 	if err != nil {
-		return nil, fmt.Errorf("Rego: %s", clip(err.Error()))
+		return nil, fmt.Errorf("rego: %s", clip(err.Error()))
 	}
 	return &regoProgram{query: query}, nil
 }
