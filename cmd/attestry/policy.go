@@ -6,6 +6,6 @@ import (
 
 func newPolicyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Look at policies for images, and try them"}
-	cmd.AddCommand(newPolicyLintCommand(), newPolicyTestCommand(), newPolicyReplayCommand())
+	cmd.AddCommand(newPolicyCheckCommand(), newPolicyLintCommand(), newPolicyTestCommand(), newPolicyReplayCommand())
 	return cmd
 }

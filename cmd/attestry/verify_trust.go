@@ -46,6 +46,23 @@ func (f *trustFlags) verifier(stderr io.Writer) (*verify.Verifier, freshness.Age
 	return verifier, age, err
 }
 
+// optional returns the trusted root, judged by its age; empty when none is given. A limit of its age needs one.
+func (f *trustFlags) optional(stderr io.Writer) ([]byte, error) {
+	path := f.root
+	if path == "" {
+		path = os.Getenv("ATTESTRY_TRUSTED_ROOT")
+	}
+	if path == "" && f.metadata == "" && f.warnAge == 0 && f.maxAge == 0 {
+		return nil, nil
+	}
+	trusted, err := readSetting(path, "trusted-root", "ATTESTRY_TRUSTED_ROOT")
+	if err != nil {
+		return nil, err
+	}
+	_, err = f.age(stderr, path, trusted)
+	return trusted, err
+}
+
 // age reads the TUF metadata when a flag asks for it. Metadata ends by itself, verification does not: only --max-trust-age refuses.
 func (f *trustFlags) age(stderr io.Writer, path string, trusted []byte) (freshness.Age, error) {
 	if f.warnAge < 0 || f.maxAge < 0 {

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -84,10 +86,19 @@ func TestScript(t *testing.T) {
 				}
 			}
 			env.Setenv("VKEY", logs["log"].vkey())
-			return nil
+			golden, err := filepath.Abs("../../pkg/trust/testdata/golden/trusted_root.json")
+			env.Setenv("GOLDEN", golden)
+			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await": await,
+			// status N PROGRAM ARGS… runs it and requires that exit status.
+			"status": func(ts *testscript.TestScript, _ bool, args []string) {
+				var exit *exec.ExitError
+				if err := ts.Exec(args[1], args[2:]...); !errors.As(err, &exit) || strconv.Itoa(exit.ExitCode()) != args[0] {
+					ts.Fatalf("%v, want exit status %s", err, args[0])
+				}
+			},
 			// submit URL log|fork FROM TO STATUS OUT asks for a cosignature and stores the answer.
 			"submit": func(ts *testscript.TestScript, _ bool, args []string) {
 				from, err := strconv.ParseUint(args[2], 10, 64)

@@ -451,11 +451,7 @@ func summarize(checks []Check) (verify.Reason, string) {
 		if reason == "" {
 			reason = c.Reason
 		}
-		name := c.Name
-		if kind := describe(c.PredicateType); kind != c.PredicateType {
-			name += " (" + kind + ")"
-		}
-		parts = append(parts, fmt.Sprintf("%s: %s: %s: %s", c.Authority, name, c.Reason, c.Message))
+		parts = append(parts, fmt.Sprintf("%s: %s: %s: %s", c.Authority, c.What(), c.Reason, c.Message))
 	}
 	return reason, strings.Join(parts, "; ")
 }

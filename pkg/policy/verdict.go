@@ -55,6 +55,28 @@ type Check struct {
 	Result        *verify.Result `json:"result,omitempty"` // what was proven, when it passed
 }
 
+// ChecksPassed reports whether one authority's checks all passed, so that what refuses came after them.
+func (o *Outcome) ChecksPassed() bool {
+	failed := make(map[string]bool)
+	for _, c := range o.Checks {
+		failed[c.Authority] = failed[c.Authority] || !c.Passed
+	}
+	for _, f := range failed {
+		if !f {
+			return true
+		}
+	}
+	return false
+}
+
+// What names the check for people: "signature", "sbom (CycloneDX SBOM)".
+func (c *Check) What() string {
+	if kind := describe(c.PredicateType); kind != c.PredicateType {
+		return c.Name + " (" + kind + ")"
+	}
+	return c.Name
+}
+
 // Policy is one compiled policy of any dialect.
 type Policy interface {
 	Name() string
