@@ -34,7 +34,7 @@ func (a attached) Configs(context.Context) (map[string][]byte, error) { return n
 // site signs with a stack of its own.
 type site struct {
 	t               *testing.T
-	issuer          string
+	dir, issuer     string
 	trusted, config []byte
 	token           func(email string) string
 }
@@ -73,7 +73,7 @@ func newSite(t *testing.T) *site {
 	}
 	client := filepath.Join(s.Dir(), "client")
 	return &site{
-		t: t, issuer: s.IssuerURL(),
+		t: t, dir: s.Dir(), issuer: s.IssuerURL(),
 		trusted: readFile(t, filepath.Join(client, "trusted_root.json")),
 		config:  readFile(t, filepath.Join(client, "signing_config.v0.2.json")),
 		token: func(email string) string {
