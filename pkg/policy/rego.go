@@ -26,8 +26,10 @@ var refusedBuiltins = []string{
 	"trace", "rand.intn", "uuid.rfc4122",
 }
 
-// regoProgram evaluates data.sigstore.isCompliant over JSON.
+// regoProgram evaluates data.sigstore.isCompliant over JSON. OPA looks at its context between builtins, not in them, so whoever
+// waits for a long one leaves before it ends.
 type regoProgram struct {
+	limited
 	query rego.PreparedEvalQuery
 }
 
@@ -57,7 +59,7 @@ func newRego(source string) (*regoProgram, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rego: %s", clip(err.Error()))
 	}
-	return &regoProgram{query: query}, nil
+	return &regoProgram{limited: newLimited(), query: query}, nil
 }
 
 func (p *regoProgram) evaluate(ctx context.Context, input []byte) (string, error) {
@@ -68,18 +70,23 @@ func (p *regoProgram) evaluate(ctx context.Context, input []byte) (string, error
 	if err != nil {
 		return "", fmt.Errorf("the policy's input: %w", err)
 	}
+	return p.run(ctx, func() (string, error) { return "", p.eval(ctx, value) })
+}
+
+// eval bounds what can be interrupted.
+func (p *regoProgram) eval(ctx context.Context, value ast.Value) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, evalTimeout, errDeadline)
 	defer cancel()
 	ctx, stop := watchHeap(ctx)
 	defer stop()
 	results, err := p.query.Eval(ctx, rego.EvalParsedInput(value))
 	if cause := context.Cause(ctx); cause != nil {
-		return "", cause
+		return cause
 	}
 	if err != nil {
-		return "", errors.New(clip(err.Error()))
+		return errors.New(clip(err.Error()))
 	}
-	return "", regoVerdict(results)
+	return regoVerdict(results)
 }
 
 // regoVerdict reads the rule's value: true, or a set or list of objects {result, error, warning} of which the first with result
