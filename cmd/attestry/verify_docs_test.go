@@ -23,3 +23,22 @@ func TestTheDocsNameTheFlagsOfVerify(t *testing.T) {
 		})
 	}
 }
+
+// What docs/policy.md does not name it has in common with verify, and says so.
+func TestTheDocsNameTheFlagsOfPolicy(t *testing.T) {
+	var pages string
+	for _, path := range []string{"../../docs/policy.md", "../../docs/verify.md"} {
+		page, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages += string(page)
+	}
+	for _, cmd := range newPolicyCommand().Commands() {
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if !strings.Contains(pages, "--"+f.Name+"`") && !strings.Contains(pages, "--"+f.Name+" ") {
+				t.Errorf("neither docs/policy.md nor docs/verify.md names --%s of policy %s", f.Name, cmd.Name())
+			}
+		})
+	}
+}
