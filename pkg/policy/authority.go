@@ -53,17 +53,23 @@ func (c *compiler) trustAuthority(in *cipAuthority, out *authority) error {
 	if in.RFC3161Timestamp != nil && in.RFC3161Timestamp.TrustRootRef != "" {
 		refs.timestamps = in.RFC3161Timestamp.TrustRootRef
 	}
-	cas, err := c.authorityTrust(in, refs.authorities)
-	if err != nil {
-		return err
+	// A key needs nothing but what it asks for.
+	cas, logs, stamps := noTrust(), noTrust(), noTrust()
+	var err error
+	if in.Keyless != nil {
+		if cas, err = c.authorityTrust(in, refs.authorities); err != nil {
+			return err
+		}
 	}
-	logs, err := c.trustOf(refs.logs)
-	if err != nil {
-		return fmt.Errorf("ctlog: %w", err)
+	if in.Keyless != nil || in.CTLog != nil {
+		if logs, err = c.trustOf(refs.logs); err != nil {
+			return fmt.Errorf("ctlog: %w", err)
+		}
 	}
-	stamps, err := c.trustOf(refs.timestamps)
-	if err != nil {
-		return fmt.Errorf("rfc3161timestamp: %w", err)
+	if in.Keyless != nil || in.RFC3161Timestamp != nil {
+		if stamps, err = c.trustOf(refs.timestamps); err != nil {
+			return fmt.Errorf("rfc3161timestamp: %w", err)
+		}
 	}
 	var refused error
 	add := func(root *prototrust.TrustedRoot, raw []byte) error {
@@ -88,16 +94,21 @@ func (c *compiler) trustAuthority(in *cipAuthority, out *authority) error {
 		out.alternatives = append(out.alternatives, alternative{verifier: v, requirements: r})
 		return nil
 	}
-	if refs.authorities == refs.logs && refs.logs == refs.timestamps && (in.Keyless == nil || in.Keyless.CACert == nil) {
+	if in.Keyless != nil && in.Keyless.CACert == nil && refs.authorities == refs.logs && refs.logs == refs.timestamps {
 		for i, root := range cas.roots { // as it was given: material of two is never mixed
 			if err := add(root, cas.raw[i]); err != nil {
 				return err
 			}
 		}
 	} else {
-		for _, ca := range cas.roots {
-			for _, log := range logs.roots {
-				for _, stamp := range stamps.roots {
+		// Parts of one trust stay together: what one of its roots says is never mixed with what another says.
+		apart := func(a, b trust, i, j int) bool { return a.name == b.name && a.name != "" && i != j }
+		for i, ca := range cas.roots {
+			for j, log := range logs.roots {
+				for k, stamp := range stamps.roots {
+					if apart(cas, logs, i, j) || apart(cas, stamps, i, k) || apart(logs, stamps, j, k) {
+						continue
+					}
 					root := &prototrust.TrustedRoot{
 						CertificateAuthorities: ca.GetCertificateAuthorities(), Ctlogs: ca.GetCtlogs(),
 						Tlogs: log.GetTlogs(), TimestampAuthorities: stamp.GetTimestampAuthorities(),
@@ -116,17 +127,16 @@ func (c *compiler) trustAuthority(in *cipAuthority, out *authority) error {
 	return nil
 }
 
+// noTrust has nothing in it.
+func noTrust() trust { return trust{roots: []*prototrust.TrustedRoot{{}}} }
+
 // authorityTrust is the trust that vouches for certificates. A ca-cert replaces the certificate authorities and keeps the CT logs.
 func (c *compiler) authorityTrust(in *cipAuthority, ref string) (trust, error) {
 	t, err := c.trustOf(ref)
 	if err != nil {
-		kind := "keyless"
-		if in.Key != nil {
-			kind = "ctlog"
-		}
-		return trust{}, fmt.Errorf("%s: %w", kind, err)
+		return trust{}, fmt.Errorf("keyless: %w", err)
 	}
-	if in.Keyless == nil || in.Keyless.CACert == nil {
+	if in.Keyless.CACert == nil {
 		return t, nil
 	}
 	pem, err := c.keyData(in.Keyless.CACert)
@@ -474,7 +484,7 @@ type matchedSignature struct {
 	WorkflowRef     string `json:"githubWorkflowRef,omitempty"`
 }
 
-// matchedAttestation repeats the fields of a signature: embedding would hide in CUE's and Rego's words where they are from.
+// matchedAttestation has the members of a signature beside its own.
 type matchedAttestation struct {
 	matchedSignature
 	PredicateType string `json:"predicateType,omitempty"`

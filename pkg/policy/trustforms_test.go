@@ -5,7 +5,11 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -137,7 +141,6 @@ func decide(t *testing.T, source oci.Source, o policy.Options, docs ...string) p
 	}
 	return set.Decide(t.Context(), subject(), source)
 }
-
 
 // byTrustRoot is a policy for alice's signatures under a TrustRoot named t.
 func byTrustRoot(issuer, more string) string {
@@ -280,5 +283,135 @@ func TestTrustRootForms(t *testing.T) {
 				t.Errorf("%v, want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// withKey is a policy for a key.
+func withKey(key []byte, more string) string {
+	return fmt.Sprintf(`apiVersion: policy.sigstore.dev/v1beta1
+kind: ClusterImagePolicy
+metadata: {name: p}
+spec:
+  images: [{glob: registry.example/**}]
+  authorities:
+  - key: {data: %q}
+    %s`, key, more)
+}
+
+// Each part of an authority's trust comes from the TrustRoot that it names, and needs no other.
+func TestTrustIsTakenFromWhereItIsNamed(t *testing.T) {
+	i := newInstance(t)
+	standard := i.file("client", "trusted_root.json")
+	keys := trustRootDocument(keysOf(t, standard))
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(private.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+	unlogged := &memory{attachments: []oci.Attachment{signedByKey(t, private, subject().Image.Digest, `{}`)}}
+	for _, tt := range []struct {
+		name, authority string
+		want            verify.Reason // "" allows
+	}{
+		{"a key alone", "", ""},
+		{"a key and a log", "ctlog: {trustRootRef: t}", verify.ReasonInclusionInvalid},
+		{"a key and a timestamp", "rfc3161timestamp: {trustRootRef: t}", verify.ReasonNoTime},
+		{"a key with both", "ctlog: {trustRootRef: t}\n    rfc3161timestamp: {trustRootRef: t}", verify.ReasonInclusionInvalid},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			v := decide(t, unlogged, policy.Options{}, keys, withKey(key, tt.authority))
+			if v.Allowed != (tt.want == "") || tt.want != "" && v.Policies[0].Reason.Class() != tt.want {
+				t.Errorf("%+v, want %q", v, tt.want)
+			}
+		})
+	}
+}
+
+// signedByKey is a signature of a digest by a key, in no log.
+func signedByKey(t *testing.T, key *ecdsa.PrivateKey, digest, predicate string) oci.Attachment {
+	t.Helper()
+	statement := fmt.Sprintf(`{"_type":"https://in-toto.io/Statement/v1","subject":[{"name":"app","digest":{"sha256":%q}}],"predicateType":%q,"predicate":%s}`,
+		strings.TrimPrefix(digest, "sha256:"), oci.PredicateSignature, predicate)
+	const payloadType = "application/vnd.in-toto+json"
+	pae := sha256.Sum256(fmt.Appendf(nil, "DSSEv1 %d %s %d %s", len(payloadType), payloadType, len(statement), statement))
+	sig, err := ecdsa.SignASN1(rand.Reader, key, pae[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle := fmt.Sprintf(`{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","verificationMaterial":{"publicKey":{"hint":"k"}},
+		"dsseEnvelope":{"payload":%q,"payloadType":%q,"signatures":[{"sig":%q}]}}`, encode([]byte(statement)), payloadType, encode(sig))
+	return oci.Attachment{Form: oci.FormBundle, Bundle: []byte(bundle), PredicateType: oci.PredicateSignature, Location: "memory"}
+}
+
+// Two roots in one trusted_root.jsonl are two trusts: a ca-cert goes with the logs of either, not with the CT log of one and the
+// log of the other.
+func TestRootsAreNotMixed(t *testing.T) {
+	a, b := newInstance(t), newInstance(t)
+	source := &memory{attachments: []oci.Attachment{a.attest(subject().Image.Digest, oci.PredicateSignature, `{}`)}}
+	var rootA, rootB map[string]json.RawMessage
+	for data, root := range map[string]*map[string]json.RawMessage{
+		string(a.file("client", "trusted_root.json")): &rootA, string(b.file("client", "trusted_root.json")): &rootB,
+	} {
+		if err := json.Unmarshal([]byte(data), root); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lines := func(roots ...map[string]json.RawMessage) []byte {
+		var out bytes.Buffer
+		for _, r := range roots {
+			if err := json.NewEncoder(&out).Encode(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return out.Bytes()
+	}
+	var authorities []struct {
+		CertChain struct{ Certificates []struct{ RawBytes []byte } }
+	}
+	if err := json.Unmarshal(rootA["certificateAuthorities"], &authorities); err != nil {
+		t.Fatal(err)
+	}
+	var chain []byte
+	for _, c := range authorities[0].CertChain.Certificates {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.RawBytes})...)
+	}
+	doc := fmt.Sprintf(`apiVersion: policy.sigstore.dev/v1beta1
+kind: ClusterImagePolicy
+metadata: {name: p}
+spec:
+  images: [{glob: registry.example/**}]
+  authorities:
+  - keyless: {ca-cert: {data: %q}, identities: [{issuer: %q, subject: alice@example.com}]}`, chain, a.stack.IssuerURL())
+	if v := decide(t, source, policy.Options{TrustedRoot: lines(rootB, rootA)}, doc); !v.Allowed {
+		t.Errorf("whole roots: %+v", v)
+	}
+	rootA["ctlogs"], rootB["ctlogs"] = rootB["ctlogs"], rootA["ctlogs"]
+	if v := decide(t, source, policy.Options{TrustedRoot: lines(rootB, rootA)}, doc); v.Allowed {
+		t.Error("the CT log of one root went with the log of another")
+	}
+}
+
+// An SBOM of the size that real images have is looked at in time.
+func TestCUEOverALargeSBOM(t *testing.T) {
+	i := newInstance(t)
+	var components []string
+	for n := range 2000 {
+		components = append(components, fmt.Sprintf(`{"type":"library","bom-ref":"pkg:golang/example.com/m%[1]d@v1.%[1]d.0","name":"example.com/m%[1]d","version":"v1.%[1]d.0","purl":"pkg:golang/example.com/m%[1]d@v1.%[1]d.0","licenses":[{"license":{"id":"Apache-2.0"}}]}`, n))
+	}
+	sbom := `{"bomFormat":"CycloneDX","specVersion":"1.5","components":[` + strings.Join(components, ",") + `]}`
+	source := &memory{attachments: []oci.Attachment{i.attest(subject().Image.Digest, "https://cyclonedx.org/bom", sbom)}}
+	for language, program := range map[string]string{
+		"cue":  `predicate: {bomFormat: "CycloneDX", components: [...{licenses: [...{license: id: !~"GPL"}]}]}`,
+		"rego": "package sigstore\nisCompliant { count([c | c := input.predicate.components[_]; c.licenses[_].license.id == \"GPL\"]) == 0 }",
+	} {
+		more := fmt.Sprintf("attestations: [{name: sbom, predicateType: cyclonedx, policy: {type: %s, data: %q}}]", language, program)
+		v := decide(t, source, policy.Options{}, trustRootDocument(keysOf(t, i.file("client", "trusted_root.json"))), byTrustRoot(i.stack.IssuerURL(), more))
+		if !v.Allowed {
+			t.Errorf("%s: %+v", language, v.Policies)
+		}
 	}
 }
