@@ -41,7 +41,7 @@ func newCUE(source string, members []string, semantics string) (*cueProgram, err
 	}
 	// Without data: what contradicts itself, and what does not end, is told to its author and not to the first who
 	// wants to run an image.
-	_, err = p.run(context.Background(), func() (string, error) {
+	_, err = p.run(context.Background(), 0, func() (string, error) {
 		v := cuecontext.New().CompileString(source)
 		if err := v.Err(); err != nil {
 			return "", errors.New(cueMessage(err))
@@ -61,7 +61,7 @@ func (p *cueProgram) evaluate(ctx context.Context, input []byte) (string, error)
 	if err := checkInput(input); err != nil {
 		return "", err
 	}
-	return p.run(ctx, func() (string, error) {
+	return p.run(ctx, len(input), func() (string, error) {
 		c := cuecontext.New()
 		policy := c.CompileString(p.source)
 		if err := policy.Err(); err != nil {

@@ -9,9 +9,9 @@ import (
 )
 
 const (
-	maxProgram   = 64 << 10 // bytes of a CUE or Rego policy
-	maxInput     = 10 << 20 // bytes that it is evaluated over
-	evalTimeout  = 2 * time.Second
+	maxProgram   = 64 << 10         // bytes of a CUE or Rego policy
+	maxInput     = 10 << 20         // bytes that it is evaluated over
+	evalTimeout  = 2 * time.Second  // and as much again for each 2 MiB of input, see timeout
 	evalPlaces   = 4                // CUE evaluations of one program at a time
 	evalWait     = 10 * time.Second // for one of them
 	evalHeap     = 512 << 20        // growth of the heap at which a Rego evaluation is stopped
@@ -48,7 +48,7 @@ func newProgram(language, source string, members []string, cue string) (program,
 
 // What an evaluation ends with that took too long, or could not begin.
 var (
-	errDeadline = fmt.Errorf("the policy took longer than %s", evalTimeout)
+	errDeadline = errors.New("the policy took longer than it may")
 	errBusy     = fmt.Errorf("the policy's earlier evaluations have not ended after %s", evalWait)
 )
 
@@ -60,7 +60,7 @@ type limited struct {
 
 func newLimited() limited { return limited{places: make(chan struct{}, evalPlaces)} }
 
-func (l limited) run(ctx context.Context, evaluate func() (string, error)) (string, error) {
+func (l limited) run(ctx context.Context, size int, evaluate func() (string, error)) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
@@ -71,7 +71,7 @@ func (l limited) run(ctx context.Context, evaluate func() (string, error)) (stri
 	case <-waiting.Done():
 		return "", context.Cause(waiting)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, evalTimeout, errDeadline)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout(size), errDeadline)
 	defer cancel()
 	type outcome struct {
 		loosened string
@@ -95,6 +95,9 @@ func (l limited) run(ctx context.Context, evaluate func() (string, error)) (stri
 		return "", context.Cause(ctx)
 	}
 }
+
+// timeout is how long an evaluation over size bytes may take. CUE reads a megabyte in half a second.
+func timeout(size int) time.Duration { return evalTimeout + evalTimeout*time.Duration(size>>10)/2048 }
 
 func checkInput(input []byte) error {
 	if len(input) > maxInput {

@@ -222,16 +222,16 @@ func TestAnEvaluationThatDoesNotEnd(t *testing.T) {
 	for range evalPlaces {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
-		if _, err := l.run(ctx, func() (string, error) { <-stuck; return "", nil }); err == nil {
+		if _, err := l.run(ctx, 0, func() (string, error) { <-stuck; return "", nil }); err == nil {
 			t.Fatal("an evaluation that has not ended accepts")
 		}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := l.run(ctx, func() (string, error) { return "", nil }); err == nil {
+	if _, err := l.run(ctx, 0, func() (string, error) { return "", nil }); err == nil {
 		t.Error("all places are taken, and another evaluation ran")
 	}
-	if _, err := newLimited().run(t.Context(), func() (string, error) { panic("no") }); err == nil || !strings.Contains(err.Error(), "panicked") {
+	if _, err := newLimited().run(t.Context(), 0, func() (string, error) { panic("no") }); err == nil || !strings.Contains(err.Error(), "panicked") {
 		t.Errorf("a panic: %v", err)
 	}
 }

@@ -70,12 +70,12 @@ func (p *regoProgram) evaluate(ctx context.Context, input []byte) (string, error
 	if err != nil {
 		return "", fmt.Errorf("the policy's input: %w", err)
 	}
-	return p.run(ctx, func() (string, error) { return "", p.eval(ctx, value) })
+	return p.run(ctx, len(input), func() (string, error) { return "", p.eval(ctx, value, len(input)) })
 }
 
-// eval bounds what can be interrupted.
-func (p *regoProgram) eval(ctx context.Context, value ast.Value) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, evalTimeout, errDeadline)
+// eval bounds what can be interrupted. value was read from size bytes.
+func (p *regoProgram) eval(ctx context.Context, value ast.Value, size int) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout(size), errDeadline)
 	defer cancel()
 	ctx, stop := watchHeap(ctx)
 	defer stop()
