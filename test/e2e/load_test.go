@@ -227,9 +227,9 @@ func post(ctx context.Context, url string, body any, want int, to any) error {
 			return fmt.Errorf("POST %s: %w in %s", url, err, answer)
 		}
 		return nil
-	case http.StatusServiceUnavailable:
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests: // Fulcio's API has 429 where the others have 503
 		if resp.Header.Get("Retry-After") == "" {
-			return fmt.Errorf("POST %s: 503 without Retry-After: %s", url, answer)
+			return fmt.Errorf("POST %s: %d without Retry-After: %s", url, resp.StatusCode, answer)
 		}
 		return fmt.Errorf("POST %s: %w: %s", url, errUnavailable, answer)
 	default:
