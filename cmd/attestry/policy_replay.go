@@ -40,7 +40,7 @@ its signer. A log holds no images, and says nothing of chains, so this is about 
 admission would, all policies together; whoever signed a refused one is shown.
 
 --since and --until take a time (2026-05-01T12:00:00Z), a day (2026-05-01, UTC) or how long ago (36h).`,
-		Example: `  attestry policy replay --log https://sigstore.example --since 720h policies/
+		Example: `  attestry policy replay --log http://localhost:8420 --since 720h policies/
   attestry policy replay --images running.txt --trusted-root trusted_root.json policies/`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -556,7 +556,7 @@ func (c *compiler) programSource(in *cipPolicy) (string, error) {
 	case in.Remote != nil:
 		u, err := url.Parse(in.Remote.URL)
 		if err != nil || u.Scheme != "https" || u.Host == "" {
-			return "", fmt.Errorf("remote.url %q is not https://HOST/…", in.Remote.URL)
+			return "", fmt.Errorf("remote.url %q is not https", in.Remote.URL)
 		}
 		if !regexp.MustCompile(`^[0-9A-Fa-f]{64}$`).MatchString(in.Remote.Sha256sum) {
 			return "", errors.New("remote.sha256sum is not 64 hex digits")
