@@ -3,6 +3,7 @@ package oci
 import (
 	"archive/tar"
 	"bytes"
+	"strings"
 	"testing"
 
 	"github.com/attestry/attestry/pkg/verify"
@@ -37,6 +38,11 @@ func TestArchivesThatTwoReadersCouldReadTwoWaysAreRefused(t *testing.T) {
 		{"an absolute name", tarOf(file("/index.json")), false},
 		{"the same name twice", tarOf(file("index.json"), file("index.json")), false},
 		{"the same name in two spellings", tarOf(file("index.json"), file("./index.json")), false},
+		{"a device", tarOf(tar.Header{Name: "index.json", Typeflag: tar.TypeChar}), false},
+		{"a backslash in a name", tarOf(file(`..\index.json`)), false},
+		{"a name that is too long", tarOf(file(strings.Repeat("a", maxMemberName+1))), false},
+		{"a header that ends early", tarOf(file("index.json"))[:100], false},
+		{"a long name, which has a header of its own", tarOf(file(strings.Repeat("d/", 100)+"long"), file("index.json")), true},
 		{"a pipe", tarOf(tar.Header{Name: "index.json", Typeflag: tar.TypeFifo}), false},
 		{"a member that ends early", tarOf(file("index.json"))[:513], false},
 		{"a packed archive", []byte("\x1f\x8b\x08\x00\x00\x00"), false},
@@ -60,13 +66,18 @@ func TestArchivesThatTwoReadersCouldReadTwoWaysAreRefused(t *testing.T) {
 }
 
 func TestALinkInALayoutIsRefused(t *testing.T) {
-	data := tarOf(tar.Header{Name: "index.json", Typeflag: tar.TypeReg}, tar.Header{Name: "oci-layout", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"})
-	a, err := indexArchive(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := newLayout(a, "x.tar", 0); verify.ReasonOf(err) != verify.ReasonImageMalformed {
-		t.Error(err)
+	for _, link := range []tar.Header{
+		{Name: "oci-layout", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"},
+		{Name: "oci-layout", Typeflag: tar.TypeLink, Linkname: "index.json"},
+	} {
+		data := tarOf(tar.Header{Name: "index.json", Typeflag: tar.TypeReg}, link)
+		a, err := indexArchive(bytes.NewReader(data), int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := newLayout(a, "x.tar", 0); verify.ReasonOf(err) != verify.ReasonImageMalformed {
+			t.Errorf("link of type %c: %v", link.Typeflag, err)
+		}
 	}
 }
 

@@ -117,3 +117,58 @@ func TestAddressesThatMustNotBeAsked(t *testing.T) {
 		t.Errorf("a listed host in its own network: %v", err)
 	}
 }
+
+// The ranges that are no business of a registry, each by an address of its own.
+func TestEverySpecialRangeIsBlocked(t *testing.T) {
+	g := &guard{}
+	for _, address := range []string{
+		"192.0.0.1", "192.0.2.1", "192.88.99.1", "198.18.0.1", "198.19.255.255", "198.51.100.1", "203.0.113.1", "239.1.1.1", "240.0.0.1",
+		"100.127.255.255", "172.31.255.255", "::127.0.0.1", "::ffff:10.0.0.1", "64:ff9b:1::1", "100::1", "2001::1", "2001:db8::1", "fdff::1", "fe80::1%lo",
+		"fec0::1", "ff02::1",
+	} {
+		err := g.check("a.example", "443", netip.AddrPortFrom(netip.MustParseAddr(address), 443).String())
+		if verify.ReasonOf(err) != verify.ReasonRegistryBlocked {
+			t.Errorf("%s: %v, want %s", address, err, verify.ReasonRegistryBlocked)
+		}
+	}
+	for _, address := range []string{"100.63.255.255", "100.128.0.0", "172.32.0.1", "198.17.255.255", "::ffff:8.8.8.8"} { // beside a range
+		if err := g.check("a.example", "443", netip.AddrPortFrom(netip.MustParseAddr(address), 443).String()); err != nil {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+}
+
+// An exception is for the host and the port that it names, by whole labels.
+func TestExceptionsAreForTheHostTheyName(t *testing.T) {
+	open := []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16"), netip.MustParsePrefix("fd00:1::/32")}
+	g := &guard{hosts: []Host{
+		{Name: "Tokens.corp.example", Prefixes: open},
+		{Name: ".stores.corp.example:8443", Prefixes: open},
+		{Name: "[fd00:1::9]:5000", Prefixes: open},
+	}}
+	for _, tt := range []struct {
+		host, port, address string
+		open                bool
+	}{
+		{"tokens.corp.example", "443", "10.2.0.1:443", true},
+		{"TOKENS.corp.example.", "443", "10.2.0.1:443", true},
+		{"tokens.corp.example", "443", "[::ffff:10.2.0.1]:443", true},
+		{"tokens.corp.example", "443", "10.3.0.1:443", false},
+		{"x.tokens.corp.example", "443", "10.2.0.1:443", false},
+		{"tokens.corp.example.evil.example", "443", "10.2.0.1:443", false},
+		{"s3.stores.corp.example", "8443", "[fd00:1::5]:8443", true},
+		{"s3.stores.corp.example", "443", "[fd00:1::5]:443", false},
+		{"stores.corp.example", "8443", "[fd00:1::5]:8443", false},
+		{"evilstores.corp.example", "8443", "[fd00:1::5]:8443", false},
+		{"fd00:1::9", "5000", "[fd00:1::9]:5000", true},
+		{"fd00:1::9", "443", "[fd00:1::9]:443", false},
+	} {
+		err := g.check(tt.host, tt.port, tt.address)
+		if tt.open && err != nil {
+			t.Errorf("%s:%s at %s: %v", tt.host, tt.port, tt.address, err)
+		}
+		if !tt.open && verify.ReasonOf(err) != verify.ReasonRegistryBlocked {
+			t.Errorf("%s:%s at %s: %v, want %s", tt.host, tt.port, tt.address, err, verify.ReasonRegistryBlocked)
+		}
+	}
+}
