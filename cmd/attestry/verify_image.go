@@ -165,9 +165,6 @@ func (c *imageCheck) withChildren(ctx context.Context, image oci.Image, which st
 		}
 		v.Children = append(v.Children, one)
 	}
-	if first == nil && len(children) == 0 {
-		first = errors.New("the index names no image that could run")
-	}
 	v.Verified = first == nil
 	return v, first
 }

@@ -82,10 +82,7 @@ func TestAnEncryptedKeyIsMadeForOneWhoKnowsThePassword(t *testing.T) {
 	if _, err := CreateEncrypted(path, P384, []byte("correct horse")); !errors.Is(err, os.ErrExist) {
 		t.Errorf("over an existing key: %v", err)
 	}
-	openssl, err := exec.LookPath("openssl")
-	if err != nil {
-		t.Skip("skipped: openssl is not installed; enable with: apt-get install openssl")
-	}
+	openssl := program(t, "openssl", "openssl")
 	want, err := PublicPEM(key.Public())
 	if err != nil {
 		t.Fatal(err)

@@ -19,14 +19,15 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/attestry/attestry/internal/limit"
+	"github.com/attestry/attestry/pkg/verify/oci"
 )
 
 // CosignFile is the file that cosign 2 writes for a blob with --bundle, and reads.
 type CosignFile struct {
 	// Signature is the signature, or the whole envelope of an attestation.
-	Signature []byte       `json:"base64Signature"`
-	Cert      []byte       `json:"cert,omitempty"` // PEM
-	Entry     *cosignEntry `json:"rekorBundle,omitempty"`
+	Signature []byte           `json:"base64Signature"`
+	Cert      []byte           `json:"cert,omitempty"` // PEM
+	Entry     *oci.RekorBundle `json:"rekorBundle,omitempty"`
 }
 
 // ToCosignFile converts a bundle of any version. Timestamps are left out: cosign 2 keeps them in a file of their own.
@@ -73,12 +74,12 @@ func ReadCosignFile(data []byte) (envelope []byte, annotations map[string]string
 	if !bytes.HasPrefix(signature, []byte("{")) { // an ECDSA signature begins with 0x30, "0"
 		return nil, nil, true, nil
 	}
-	annotations = map[string]string{signatureKey: ""}
+	annotations = map[string]string{oci.AnnotationSignature: ""}
 	if len(file.Entry) > 0 {
-		annotations[bundleKey] = string(file.Entry)
+		annotations[oci.AnnotationBundle] = string(file.Entry)
 	}
 	if cert, err := base64.StdEncoding.DecodeString(file.Cert); err == nil && bytes.Contains(cert, []byte("BEGIN CERTIFICATE")) {
-		annotations[certificateKey] = string(cert)
+		annotations[oci.AnnotationCertificate] = string(cert)
 	}
 	return signature, annotations, true, nil
 }

@@ -24,19 +24,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/attestry/attestry/internal/fault"
-)
-
-// Media types and annotations of legacy tags (cosign, specs/SIGNATURE_SPEC.md).
-const (
-	SimpleSigningType = "application/vnd.dev.cosign.simplesigning.v1+json"
-	EnvelopeType      = "application/vnd.dsse.envelope.v1+json"
-
-	signatureKey     = "dev.cosignproject.cosign/signature" // standard base64; empty for an envelope, which carries its own
-	certificateKey   = "dev.sigstore.cosign/certificate"    // PEM
-	chainKey         = "dev.sigstore.cosign/chain"          // PEM, root last
-	bundleKey        = "dev.sigstore.cosign/bundle"
-	timestampKey     = "dev.sigstore.cosign/rfc3161timestamp"
-	predicateTypeKey = "predicateType"
+	"github.com/attestry/attestry/pkg/verify/oci"
 )
 
 // Layer is one signature or attestation of a legacy tag.
@@ -48,21 +36,10 @@ type Layer struct {
 
 // suffix is that of the tag where the layer belongs.
 func (l *Layer) suffix() string {
-	if l.MediaType == EnvelopeType {
+	if l.MediaType == oci.TypeEnvelope {
 		return ".att"
 	}
 	return ".sig"
-}
-
-// cosignEntry is a log entry as cosign 2 keeps it: in the annotation, and as rekorBundle in the file of a blob.
-type cosignEntry struct {
-	SignedEntryTimestamp []byte
-	Payload              struct {
-		Body           []byte `json:"body"`
-		IntegratedTime int64  `json:"integratedTime"`
-		LogIndex       int64  `json:"logIndex"`
-		LogID          string `json:"logID"` // hex
-	}
 }
 
 // NotExpressible is the error, with the reason not-expressible, for an attachment that has no equivalent in the other form.
@@ -71,13 +48,13 @@ func NotExpressible(format string, args ...any) error {
 }
 
 // promisedEntry takes the log entry of a bundle that the legacy form can carry: one of Rekor v1.
-func promisedEntry(entries []*protorekor.TransparencyLogEntry) (*cosignEntry, error) {
+func promisedEntry(entries []*protorekor.TransparencyLogEntry) (*oci.RekorBundle, error) {
 	if len(entries) == 0 {
 		return nil, nil
 	}
 	for _, e := range entries {
 		if set := e.GetInclusionPromise().GetSignedEntryTimestamp(); len(set) > 0 {
-			c := &cosignEntry{SignedEntryTimestamp: set}
+			c := &oci.RekorBundle{SignedEntryTimestamp: set}
 			c.Payload.Body, c.Payload.IntegratedTime = e.GetCanonicalizedBody(), e.GetIntegratedTime()
 			c.Payload.LogIndex, c.Payload.LogID = e.GetLogIndex(), hex.EncodeToString(e.GetLogId().GetKeyId())
 			return c, nil
@@ -96,7 +73,7 @@ func material(b *protobundle.Bundle, trustedRoot []byte) (map[string]string, err
 		if err != nil {
 			return nil, err
 		}
-		annotations[certificateKey], annotations[chainKey] = pemOf(der), pemOf(chain...)
+		annotations[oci.AnnotationCertificate], annotations[oci.AnnotationChain] = pemOf(der), pemOf(chain...)
 	}
 	entry, err := promisedEntry(vm.GetTlogEntries())
 	if err != nil {
@@ -107,7 +84,7 @@ func material(b *protobundle.Bundle, trustedRoot []byte) (map[string]string, err
 		if err != nil {
 			return nil, fmt.Errorf("encoding the log entry: %w", err)
 		}
-		annotations[bundleKey] = string(raw)
+		annotations[oci.AnnotationBundle] = string(raw)
 	}
 	return annotations, nil
 }
@@ -177,13 +154,13 @@ func SignatureLayer(bundle, document, trustedRoot []byte) (*Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	annotations[signatureKey] = base64.StdEncoding.EncodeToString(message.GetSignature())
+	annotations[oci.AnnotationSignature] = base64.StdEncoding.EncodeToString(message.GetSignature())
 	if stamps := b.GetVerificationMaterial().GetTimestampVerificationData().GetRfc3161Timestamps(); len(stamps) > 0 {
-		if annotations[timestampKey], err = timestampAnnotation(stamps[0].GetSignedTimestamp()); err != nil {
+		if annotations[oci.AnnotationTimestamp], err = timestampAnnotation(stamps[0].GetSignedTimestamp()); err != nil {
 			return nil, fmt.Errorf("encoding the timestamp: %w", err)
 		}
 	}
-	return &Layer{MediaType: SimpleSigningType, Blob: document, Annotations: annotations}, nil
+	return &Layer{MediaType: oci.TypeSimpleSigning, Blob: document, Annotations: annotations}, nil
 }
 
 // EnvelopeLayer makes the layer of an .att tag of a bundle with a DSSE envelope. The layer is the text of the envelope that
@@ -212,8 +189,8 @@ func EnvelopeLayer(bundle, trustedRoot []byte) (*Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	annotations[signatureKey], annotations[predicateTypeKey] = "", statement.PredicateType
-	return &Layer{MediaType: EnvelopeType, Blob: text, Annotations: annotations}, nil
+	annotations[oci.AnnotationSignature], annotations[oci.AnnotationPredicate] = "", statement.PredicateType
+	return &Layer{MediaType: oci.TypeEnvelope, Blob: text, Annotations: annotations}, nil
 }
 
 // Stamp adds a timestamp (DER TimeStampResp) over the layer to an attestation.
@@ -222,7 +199,7 @@ func (l *Layer) Stamp(token []byte) error {
 	if err != nil {
 		return fmt.Errorf("encoding the timestamp: %w", err)
 	}
-	l.Annotations[timestampKey] = annotation
+	l.Annotations[oci.AnnotationTimestamp] = annotation
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/pkg/verify/oci"
 )
 
 // logged is a bundle of a key whose envelope was logged as text, in a log of Rekor v1 or v2.
@@ -59,8 +60,8 @@ func TestTheLayerIsTheEnvelopeAsItWasLogged(t *testing.T) {
 		if string(layer.Blob) != text {
 			t.Errorf("the layer is\n%s\nlogged was\n%s", layer.Blob, text)
 		}
-		if layer.Annotations[predicateTypeKey] != "https://example.com/t" || layer.Annotations[timestampKey] != "" ||
-			!strings.Contains(layer.Annotations[bundleKey], `"integratedTime":8,"logIndex":7,"logID":"01"`) {
+		if layer.Annotations[oci.AnnotationPredicate] != "https://example.com/t" || layer.Annotations[oci.AnnotationTimestamp] != "" ||
+			!strings.Contains(layer.Annotations[oci.AnnotationBundle], `"integratedTime":8,"logIndex":7,"logID":"01"`) {
 			t.Errorf("annotations %v", layer.Annotations)
 		}
 	}

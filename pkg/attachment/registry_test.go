@@ -15,6 +15,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/attestry/attestry/pkg/verify/oci"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -70,7 +71,7 @@ func openTest(t *testing.T, host string) *Registry {
 
 // layer is a signature that is nobody's.
 func layer(text string) *Layer {
-	return &Layer{MediaType: SimpleSigningType, Blob: []byte(text), Annotations: map[string]string{signatureKey: text}}
+	return &Layer{MediaType: oci.TypeSimpleSigning, Blob: []byte(text), Annotations: map[string]string{oci.AnnotationSignature: text}}
 }
 
 const subjectDigest = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
@@ -163,7 +164,7 @@ func TestARegistryThatComparesRefusesTheSecondWriter(t *testing.T) {
 			once.Do(func() { // somebody is faster
 				hash := v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("b", 64)}
 				theirs, err := NewManifest(&v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1, Config: v1.Descriptor{MediaType: types.OCIConfigJSON, Digest: hash, Size: 1},
-					Layers: []v1.Descriptor{{MediaType: SimpleSigningType, Digest: hash, Size: 1}}}, types.OCIManifestSchema1)
+					Layers: []v1.Descriptor{{MediaType: oci.TypeSimpleSigning, Digest: hash, Size: 1}}}, types.OCIManifestSchema1)
 				if err != nil {
 					t.Error(err)
 					return

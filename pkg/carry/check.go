@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/attachment"
 	"github.com/attestry/attestry/pkg/verify"
 	"github.com/attestry/attestry/pkg/verify/oci"
@@ -154,19 +155,19 @@ func open(ctx context.Context, name string, a Anchor) (*set, error) {
 }
 
 func (s *set) load(ctx context.Context, a Anchor) error {
-	raw, err := readFile(s.files, manifestFile, maxManifestFile)
+	raw, err := limit.ReadFS(s.files, manifestFile, maxManifestFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return refused("carry-unfinished", err, "no carry set, or one that was not finished")
 	} else if err != nil {
 		return err
 	}
-	bundle, err := readFile(s.files, signatureFile, maxSignature)
+	bundle, err := limit.ReadFS(s.files, signatureFile, maxSignature)
 	if errors.Is(err, fs.ErrNotExist) {
 		return refused("carry-unfinished", err, "the set is not signed: it was not finished, or its signature was taken away")
 	} else if err != nil {
 		return err
 	}
-	if s.trustedRoot, err = readFile(s.files, rootFile, maxTrustedRoot); err != nil {
+	if s.trustedRoot, err = limit.ReadFS(s.files, rootFile, maxTrustedRoot); err != nil {
 		return err
 	}
 	if err := s.verifySigner(ctx, a, raw, bundle); err != nil {
@@ -225,7 +226,7 @@ func (s *set) verifySigner(ctx context.Context, a Anchor, raw, bundle []byte) er
 // firstRoot is the oldest root of the set.
 func (s *set) firstRoot() ([]byte, error) {
 	for v := int64(1); v <= maxRoots; v++ {
-		data, err := readFile(s.files, tufDir+"/"+versioned("root", v), maxTUFFile)
+		data, err := limit.ReadFS(s.files, tufDir+"/"+versioned("root", v), maxTUFFile)
 		if !errors.Is(err, fs.ErrNotExist) {
 			return data, err
 		}

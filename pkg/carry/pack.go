@@ -490,7 +490,7 @@ func WriteTar(dir, out string) error {
 	}
 	defer root.Close()
 	files := root.FS()
-	raw, err := readFile(files, manifestFile, maxManifestFile)
+	raw, err := limit.ReadFS(files, manifestFile, maxManifestFile)
 	if err != nil {
 		return err
 	}

@@ -29,8 +29,6 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
-
-	"github.com/attestry/attestry/internal/limit"
 )
 
 const (
@@ -179,19 +177,6 @@ func digestOfFile(files fs.FS, name string) (File, error) {
 		return File{}, fmt.Errorf("%s: %w", name, err)
 	}
 	return File{Path: name, Bytes: n, SHA256: hex.EncodeToString(h.Sum(nil))}, nil
-}
-
-func readFile(files fs.FS, name string, max int64) ([]byte, error) {
-	f, err := files.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := limit.ReadAll(f, max)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return data, nil
 }
 
 func blobPath(digest string) string { return path.Join(blobDir, strings.TrimPrefix(digest, "sha256:")) }

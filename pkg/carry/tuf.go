@@ -61,7 +61,7 @@ func tufFrom(place string, client *http.Client) (tufReader, func() error, error)
 
 func filesReader(files fs.FS, dir string) tufReader {
 	return func(_ context.Context, name string) ([]byte, error) {
-		return readFile(files, path.Join(dir, name), maxTUFFile)
+		return limit.ReadFS(files, path.Join(dir, name), maxTUFFile)
 	}
 }
 

@@ -389,6 +389,7 @@ func TestTrustRootFromTUF(t *testing.T) {
 		{name: "no copy of that URL", spec: "{remote: {mirror: 'https://other.example', root: " + b64(root) + "}}", want: "nothing is fetched here"},
 		{name: "no root", spec: "{remote: {mirror: 'https://tuf.example'}}", want: "root is missing"},
 		{name: "another root", spec: "{remote: {mirror: 'https://tuf.example', root: " + b64(bytes.Replace(root, []byte(`"version":1`), []byte(`"version":9`), 1)) + "}}", want: "TUF"},
+		{name: "the root of somebody else", spec: "{remote: {mirror: 'https://tuf.example', root: " + b64(readFile(t, filepath.Join(newSite(t).dir, "client", "root.json"))) + "}}", want: "TUF"},
 		{name: "metadata that is over", spec: "{remote: {mirror: 'https://tuf.example', root: " + b64(root) + "}}", at: later, want: "expired"},
 		{name: "a target that is not there", spec: "{remote: {mirror: 'https://tuf.example', root: " + b64(root) + ", trustedRootTarget: other.json}}", want: `no target "other.json"`},
 		{name: "another folder of targets", spec: "{remote: {mirror: 'https://tuf.example', root: " + b64(root) + ", targets: elsewhere}}", want: "elsewhere"},

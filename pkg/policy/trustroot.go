@@ -402,19 +402,6 @@ type tufReader struct {
 	targets    map[string]*metadata.TargetFiles
 }
 
-func (r *tufReader) read(name string, max int64) ([]byte, error) {
-	f, err := r.repo.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := limit.ReadAll(f, max)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return data, nil
-}
-
 func (r *tufReader) verify(root []byte, at time.Time) error {
 	trusted, err := trustedmetadata.New(root)
 	if err != nil {
@@ -425,7 +412,7 @@ func (r *tufReader) verify(root []byte, at time.Time) error {
 	}
 	for range maxTUFRoots {
 		next := strconv.FormatInt(trusted.Root.Signed.Version+1, 10) + ".root.json"
-		data, err := r.read(next, maxTUFMetadata)
+		data, err := limit.ReadFS(r.repo, next, maxTUFMetadata)
 		if errors.Is(err, fs.ErrNotExist) {
 			break
 		}
@@ -437,7 +424,7 @@ func (r *tufReader) verify(root []byte, at time.Time) error {
 		}
 	}
 	r.consistent = trusted.Root.Signed.ConsistentSnapshot
-	data, err := r.read("timestamp.json", maxTUFMetadata)
+	data, err := limit.ReadFS(r.repo, "timestamp.json", maxTUFMetadata)
 	if err != nil {
 		return err
 	}
@@ -445,14 +432,14 @@ func (r *tufReader) verify(root []byte, at time.Time) error {
 		return fmt.Errorf("timestamp.json: %w", err)
 	}
 	snapshot := trusted.Timestamp.Signed.Meta["snapshot.json"]
-	if data, err = r.read(r.versioned("snapshot", snapshot), maxTUFMetadata); err != nil {
+	if data, err = limit.ReadFS(r.repo, r.versioned("snapshot", snapshot), maxTUFMetadata); err != nil {
 		return err
 	}
 	if _, err := trusted.UpdateSnapshot(data, false); err != nil {
 		return fmt.Errorf("snapshot.json: %w", err)
 	}
 	targets := trusted.Snapshot.Signed.Meta["targets.json"]
-	if data, err = r.read(r.versioned("targets", targets), maxTUFMetadata); err != nil {
+	if data, err = limit.ReadFS(r.repo, r.versioned("targets", targets), maxTUFMetadata); err != nil {
 		return err
 	}
 	if _, err := trusted.UpdateTargets(data); err != nil {
@@ -476,12 +463,12 @@ func (r *tufReader) target(name string) ([]byte, error) {
 	err := fs.ErrNotExist
 	dir, base := path.Split(name)
 	for _, alg := range slices.Sorted(maps.Keys(info.Hashes)) {
-		if data, err = r.read(path.Join(r.targetsDir, dir, info.Hashes[alg].String()+"."+base), maxTrustedRoot); !errors.Is(err, fs.ErrNotExist) {
+		if data, err = limit.ReadFS(r.repo, path.Join(r.targetsDir, dir, info.Hashes[alg].String()+"."+base), maxTrustedRoot); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		data, err = r.read(path.Join(r.targetsDir, name), maxTrustedRoot)
+		data, err = limit.ReadFS(r.repo, path.Join(r.targetsDir, name), maxTrustedRoot)
 	}
 	if err != nil {
 		return nil, err

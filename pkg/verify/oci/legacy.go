@@ -24,18 +24,19 @@ import (
 
 // Annotations of a layer under .sig and .att tags (cosign, SIGNATURE_SPEC.md).
 const (
-	annotationSignature   = "dev.cosignproject.cosign/signature"   // base64; empty where the envelope has it
-	annotationCertificate = "dev.sigstore.cosign/certificate"      // PEM
-	annotationChain       = "dev.sigstore.cosign/chain"            // PEM
-	annotationBundle      = "dev.sigstore.cosign/bundle"           // rekorBundle as JSON
-	annotationTimestamp   = "dev.sigstore.cosign/rfc3161timestamp" // {"SignedRFC3161Timestamp": base64}
-	annotationPredicate   = "predicateType"                        // of an envelope
-	bundleV01             = "application/vnd.dev.sigstore.bundle+json;version=0.1"
-	maxLegacyChain        = 8
+	AnnotationSignature   = "dev.cosignproject.cosign/signature"   // base64; empty where the envelope has it
+	AnnotationCertificate = "dev.sigstore.cosign/certificate"      // PEM
+	AnnotationChain       = "dev.sigstore.cosign/chain"            // PEM
+	AnnotationBundle      = "dev.sigstore.cosign/bundle"           // RekorBundle as JSON
+	AnnotationTimestamp   = "dev.sigstore.cosign/rfc3161timestamp" // {"SignedRFC3161Timestamp": base64}
+	AnnotationPredicate   = "predicateType"                        // of an envelope
+
+	bundleV01      = "application/vnd.dev.sigstore.bundle+json;version=0.1"
+	maxLegacyChain = 8
 )
 
-// rekorBundle is what cosign before 3 keeps of a log entry: the promise, never a proof.
-type rekorBundle struct {
+// RekorBundle is what cosign before 3 keeps of a log entry, in the annotation and in the file of a blob: the promise, never a proof.
+type RekorBundle struct {
 	SignedEntryTimestamp []byte
 	Payload              struct {
 		Body           []byte `json:"body"`
@@ -50,24 +51,25 @@ type legacySignature struct {
 	signature   []byte
 	certificate []byte // PEM; none for a key
 	chain       []byte // PEM
-	entry       *rekorBundle
+	entry       *RekorBundle
 	timestamp   []byte // DER TimeStampResp
 }
 
-// fromLegacy turns a layer and its annotations into an attachment with the v0.1 bundle that they amount to.
-func fromLegacy(form Form, payload []byte, annotations map[string]string) (*Attachment, error) {
+// FromLayer turns a layer of a .sig or .att tag, as form says, and its annotations into an attachment with the v0.1 bundle that they
+// amount to.
+func FromLayer(form Form, payload []byte, annotations map[string]string) (*Attachment, error) {
 	a := &Attachment{Form: form, Payload: payload}
-	s := legacySignature{certificate: []byte(annotations[annotationCertificate]), chain: []byte(annotations[annotationChain])}
-	if v := annotations[annotationBundle]; v != "" {
-		s.entry = &rekorBundle{}
+	s := legacySignature{certificate: []byte(annotations[AnnotationCertificate]), chain: []byte(annotations[AnnotationChain])}
+	if v := annotations[AnnotationBundle]; v != "" {
+		s.entry = &RekorBundle{}
 		if err := json.Unmarshal([]byte(v), s.entry); err != nil {
-			return nil, bundleMalformed(err, "annotation %s", annotationBundle)
+			return nil, bundleMalformed(err, "annotation %s", AnnotationBundle)
 		}
 	}
-	if v := annotations[annotationTimestamp]; v != "" {
+	if v := annotations[AnnotationTimestamp]; v != "" {
 		var t struct{ SignedRFC3161Timestamp []byte }
 		if err := json.Unmarshal([]byte(v), &t); err != nil {
-			return nil, bundleMalformed(err, "annotation %s", annotationTimestamp)
+			return nil, bundleMalformed(err, "annotation %s", AnnotationTimestamp)
 		}
 		s.timestamp = t.SignedRFC3161Timestamp
 	}
@@ -77,12 +79,12 @@ func fromLegacy(form Form, payload []byte, annotations map[string]string) (*Atta
 	}
 	switch form {
 	case FormSimpleSigning:
-		if s.signature, err = base64.StdEncoding.DecodeString(annotations[annotationSignature]); err != nil {
-			return nil, bundleMalformed(err, "annotation %s", annotationSignature)
+		if s.signature, err = base64.StdEncoding.DecodeString(annotations[AnnotationSignature]); err != nil {
+			return nil, bundleMalformed(err, "annotation %s", AnnotationSignature)
 		}
 		pb.Content = s.message(payload)
 	case FormEnvelope:
-		a.PredicateType = annotations[annotationPredicate]
+		a.PredicateType = annotations[AnnotationPredicate]
 		envelope := &protodsse.Envelope{}
 		// protojson refuses a member that is there twice or spelled in another case. Members that it does not know are
 		// left alone: they are signed by nobody and read by nobody.
@@ -164,7 +166,7 @@ func readChain(certificate, chain []byte) ([]*protocommon.X509Certificate, error
 }
 
 // proto is the entry as bundles spell it. Its kind is that of its body.
-func (r *rekorBundle) proto() (*protorekor.TransparencyLogEntry, error) {
+func (r *RekorBundle) proto() (*protorekor.TransparencyLogEntry, error) {
 	logID, err := hex.DecodeString(r.Payload.LogID)
 	if err != nil {
 		return nil, bundleMalformed(err, "log ID")
@@ -197,7 +199,7 @@ func FromCosignBundleDigest(data []byte, sha256Digest []byte) (bundle []byte, ok
 	var file struct {
 		Signature   []byte       `json:"base64Signature"`
 		Certificate []byte       `json:"cert"` // base64 of PEM; older ones hold the PEM itself
-		Entry       *rekorBundle `json:"rekorBundle"`
+		Entry       *RekorBundle `json:"rekorBundle"`
 		MediaType   string       `json:"mediaType"`
 	}
 	if err := json.Unmarshal(data, &file); err != nil || len(file.Signature) == 0 || file.MediaType != "" {

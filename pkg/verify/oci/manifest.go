@@ -23,11 +23,15 @@ const (
 	typeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	typeDockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
 
-	typeBundle        = "application/vnd.dev.sigstore.bundle.v0.3+json"
-	typeBundleOld     = "application/vnd.dev.sigstore.bundle+json;version=0.3"
-	typeEmpty         = "application/vnd.oci.empty.v1+json"
-	typeSimpleSigning = "application/vnd.dev.cosign.simplesigning.v1+json"
-	typeEnvelope      = "application/vnd.dsse.envelope.v1+json"
+	typeBundle    = "application/vnd.dev.sigstore.bundle.v0.3+json"
+	typeBundleOld = "application/vnd.dev.sigstore.bundle+json;version=0.3"
+	typeEmpty     = "application/vnd.oci.empty.v1+json"
+)
+
+// Media types of the layers under .sig and .att tags (cosign, SIGNATURE_SPEC.md).
+const (
+	TypeSimpleSigning = "application/vnd.dev.cosign.simplesigning.v1+json"
+	TypeEnvelope      = "application/vnd.dsse.envelope.v1+json"
 )
 
 const (

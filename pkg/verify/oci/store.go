@@ -260,9 +260,9 @@ func legacyOf(ctx context.Context, s store, tag, where string, max int64) ([]Att
 		for i, d := range layers {
 			var form Form
 			switch d.MediaType {
-			case typeSimpleSigning:
+			case TypeSimpleSigning:
 				form = FormSimpleSigning
-			case typeEnvelope:
+			case TypeEnvelope:
 				form = FormEnvelope
 			default:
 				continue
@@ -271,7 +271,7 @@ func legacyOf(ctx context.Context, s store, tag, where string, max int64) ([]Att
 				location := fmt.Sprintf("%s@%s layer %d", where, m.digest, first+i)
 				payload, err := s.blob(ctx, d, max)
 				if err == nil {
-					attachments[i], err = fromLegacy(form, payload, d.Annotations)
+					attachments[i], err = FromLayer(form, payload, d.Annotations)
 				}
 				if err != nil {
 					failed[i] = fmt.Errorf("%s: %w", location, err)

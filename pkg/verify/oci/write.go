@@ -15,8 +15,3 @@ func (g guarded) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	return t.RoundTrip(req)
 }
-
-// FromLayer turns a layer of a .sig or .att tag, as form says, and its annotations into an attachment.
-func FromLayer(form Form, payload []byte, annotations map[string]string) (*Attachment, error) {
-	return fromLegacy(form, payload, annotations)
-}
