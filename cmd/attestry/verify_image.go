@@ -171,12 +171,23 @@ func (c *imageCheck) withChildren(ctx context.Context, image oci.Image, which st
 
 // one verifies what is attached to one digest.
 func (c *imageCheck) one(ctx context.Context, image oci.Image) (*imageVerdict, error) {
-	v := &imageVerdict{Image: shown(image)}
-	found := []oci.Attachment{{Form: oci.FormBundle, Bundle: c.bundle, Location: "--bundle"}}
-	var unread error
-	if c.bundle == nil {
-		found, unread = c.source.Attachments(ctx, image)
+	if c.bundle != nil {
+		return c.among([]oci.Attachment{{Form: oci.FormBundle, Bundle: c.bundle, Location: "--bundle"}}, nil, image)
 	}
+	if hinted, ok := c.source.(oci.Hinted); ok {
+		found, unread := hinted.Claiming(c.policy.PredicateType).Attachments(ctx, image)
+		v, err := c.among(found, unread, image)
+		if down, _ := oci.IsUnavailable(unread); err == nil || down { // asking for more would wait as long again
+			return v, err
+		}
+	}
+	found, unread := c.source.Attachments(ctx, image)
+	return c.among(found, unread, image)
+}
+
+// among verifies attachments. unread is what could not be read of them.
+func (c *imageCheck) among(found []oci.Attachment, unread error, image oci.Image) (*imageVerdict, error) {
+	v := &imageVerdict{Image: shown(image)}
 	var opts []oci.Option
 	if c.byName {
 		opts = append(opts, oci.RequireReference(image.Name))

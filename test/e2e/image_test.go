@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -15,9 +17,10 @@ import (
 // images is a registry on loopback, with or without the referrers API of OCI 1.1. Without it,
 // clients fall back to tags.
 type images struct {
-	t    *testing.T
-	host string
-	srv  *httptest.Server
+	t     *testing.T
+	host  string
+	srv   *httptest.Server
+	asked *atomic.Int64 // requests
 }
 
 // close takes the registry away.
@@ -25,12 +28,17 @@ func (r *images) close() { r.srv.Close() }
 
 func newRegistry(t *testing.T, referrers bool) *images {
 	t.Helper()
-	srv := httptest.NewServer(registry.New(
+	handler := registry.New(
 		registry.WithReferrersSupport(referrers),
 		registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)),
-	))
+	)
+	asked := new(atomic.Int64)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		handler.ServeHTTP(w, r)
+	}))
 	t.Cleanup(srv.Close)
-	return &images{t, strings.TrimPrefix(srv.URL, "http://"), srv}
+	return &images{t, strings.TrimPrefix(srv.URL, "http://"), srv, asked}
 }
 
 // push makes a new image and returns its reference by digest.

@@ -261,7 +261,7 @@ func (l *Layout) Attachments(ctx context.Context, image Image) ([]Attachment, er
 		return nil, nil
 	}
 	image.Name = l.where
-	return attachmentsOf(ctx, l, image, "", l.max)
+	return attachmentsOf(ctx, l, image, "", "", l.max)
 }
 
 func (l *Layout) content(digest string, max int64) ([]byte, error) {

@@ -49,6 +49,12 @@ type Source interface {
 	Configs(ctx context.Context, image Image) (map[string][]byte, error)
 }
 
+// Hinted is a source that can leave out what says of itself that it is of another type. Annotations are nobody's word: where nothing of
+// that passes, the whole has to be asked.
+type Hinted interface {
+	Claiming(predicateType string) Source
+}
+
 // Elsewhere is a source that can look for signatures in another place than beside the image.
 type Elsewhere interface {
 	// At returns the source that reads attachments from repository ("registry.example/signatures"; empty is the image's

@@ -89,11 +89,13 @@ type Registry struct {
 	opts   Options
 	client *client
 	beside *name.Repository // where signatures are; nil for the image's own repository
+	wanted string           // predicate type of Claiming; "" for all
 }
 
 var _ interface {
 	Source
 	Elsewhere
+	Hinted
 } = (*Registry)(nil)
 
 // NewRegistry prepares access to registries.
@@ -131,6 +133,13 @@ func (r *Registry) Beside(repository, tagPrefix string) (*Registry, error) {
 		out.beside = &repo
 	}
 	return &out, nil
+}
+
+// Claiming returns the registry without the attachments that are annotated as of another predicate type, which saves their requests.
+func (r *Registry) Claiming(predicateType string) Source {
+	out := *r
+	out.wanted = predicateType
+	return &out
 }
 
 // Close ends idle connections.
@@ -208,7 +217,7 @@ func (r *Registry) Attachments(ctx context.Context, image Image) ([]Attachment, 
 	if err != nil {
 		return nil, err
 	}
-	return attachmentsOf(ctx, s, image, r.opts.TagPrefix, r.opts.maxAttachment())
+	return attachmentsOf(ctx, s, image, r.opts.TagPrefix, r.wanted, r.opts.maxAttachment())
 }
 
 func (r *Registry) storeOf(image Image) (store, error) {

@@ -133,8 +133,9 @@ func configsOf(ctx context.Context, s store, image Image) (map[string][]byte, er
 }
 
 // attachmentsOf collects every form: bundles that refer to the image, newest first, then the layers of its .sig and .att tags,
-// newest first. No form hides another, and what cannot be read does not hide the rest.
-func attachmentsOf(ctx context.Context, s store, image Image, tagPrefix string, max int64) ([]Attachment, error) {
+// newest first. No form hides another, and what cannot be read does not hide the rest. With wanted, what claims to be of another
+// predicate type is left out.
+func attachmentsOf(ctx context.Context, s store, image Image, tagPrefix, wanted string, max int64) ([]Attachment, error) {
 	if _, _, err := parseDigest(image.Digest); err != nil {
 		return nil, err
 	}
@@ -145,6 +146,7 @@ func attachmentsOf(ctx context.Context, s store, image Image, tagPrefix string, 
 		problems = append(problems, fmt.Errorf("referrers of %s: %w", image.Digest, err))
 	}
 	bundles := newestBundles(listed)
+	bundles = slices.DeleteFunc(bundles, func(d descriptor) bool { return claimsOther(d.Annotations, wanted) })
 	if n := len(bundles); n > maxReferrers {
 		problems = append(problems, tooLarge("%d bundles refer to %s, only the newest %d are looked at", n, image.Digest, maxReferrers))
 		bundles = bundles[:maxReferrers]
@@ -153,20 +155,22 @@ func attachmentsOf(ctx context.Context, s store, image Image, tagPrefix string, 
 	failed := make([]error, len(found))
 	var group errgroup.Group
 	group.SetLimit(parallelRequests)
-	tag := tagPrefix + strings.Replace(image.Digest, ":", "-", 1)
-	group.Go(func() error {
-		i := len(bundles)
-		found[i], failed[i] = legacyOf(ctx, s, tag+".sig", where, max)
-		return nil
-	})
-	group.Go(func() error {
-		i := len(bundles) + 1
-		found[i], failed[i] = legacyOf(ctx, s, tag+".att", where, max)
-		return nil
-	})
+	for i, legacy := range []struct {
+		suffix string
+		wanted bool
+	}{{".sig", wanted == "" || wanted == PredicateSignature}, {".att", wanted != PredicateSignature}} {
+		if !legacy.wanted {
+			continue
+		}
+		tag := tagPrefix + strings.Replace(image.Digest, ":", "-", 1) + legacy.suffix
+		group.Go(func() error {
+			found[len(bundles)+i], failed[len(bundles)+i] = legacyOf(ctx, s, tag, where, max)
+			return nil
+		})
+	}
 	for i, d := range bundles {
 		group.Go(func() error {
-			a, err := bundleOf(ctx, s, d, image.Digest, where, max)
+			a, err := bundleOf(ctx, s, d, image.Digest, where, wanted, max)
 			if err != nil {
 				failed[i] = fmt.Errorf("%s@%s: %w", where, d.Digest, err)
 			} else if a != nil {
@@ -202,8 +206,15 @@ func newestBundles(listed []descriptor) []descriptor {
 
 func isBundleType(t string) bool { return t == typeBundle || t == typeBundleOld }
 
-// bundleOf reads a bundle that refers to digest; nil when d turns out to be something else.
-func bundleOf(ctx context.Context, s store, d descriptor, digest, where string, max int64) (*Attachment, error) {
+// claimsOther reports whether a manifest is annotated as a bundle of another predicate type than wanted, "" for any. PredicateSignature
+// says nothing: cosign 3.0.6 annotates attestations of every type so.
+func claimsOther(annotations map[string]string, wanted string) bool {
+	claimed := annotations[annotationType]
+	return wanted != "" && claimed != "" && claimed != wanted && claimed != PredicateSignature
+}
+
+// bundleOf reads a bundle that refers to digest; nil when d turns out to be something else, or of another type than wanted.
+func bundleOf(ctx context.Context, s store, d descriptor, digest, where, wanted string, max int64) (*Attachment, error) {
 	m, err := s.manifest(ctx, d.Digest)
 	if err != nil {
 		return nil, err
@@ -223,6 +234,9 @@ func bundleOf(ctx context.Context, s store, d descriptor, digest, where string, 
 	}
 	if len(m.Layers) != 1 || !isBundleType(m.Layers[0].MediaType) {
 		return nil, malformed(nil, "has not exactly one layer that is a bundle")
+	}
+	if claimsOther(m.Annotations, wanted) { // lists of referrers may have no annotations
+		return nil, nil
 	}
 	data, err := s.blob(ctx, m.Layers[0], max)
 	if err != nil {
