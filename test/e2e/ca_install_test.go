@@ -4,10 +4,12 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 // ceremony is a root that stays offline, made and used with the commands for it.
@@ -223,4 +225,44 @@ func (c *ceremony) verifiesLeaf(openssl, chain, bundle string) {
 	}
 	// openssl knows no precise purpose for code signing before 3.2; any checks all but that.
 	c.b.must(openssl, "verify", "-x509_strict", "-purpose", "any", "-CAfile", c.root(), "-untrusted", chain, c.b.file("leaf.pem", leaf))
+}
+
+// TestKilledInATakeover installs one CA after another in an instance that is killed while it takes them over. Until then nobody who signs is
+// refused, the next start issues with the new one, and cosign verifies all that was ever signed by what is published then.
+func TestKilledInATakeover(t *testing.T) {
+	cosign := client(t, "cosign", "v3.1.3")
+	rounds := 3
+	if long() {
+		rounds = 12
+	}
+	s := up(t)
+	c := newCeremony(t)
+	b := c.b
+	var blobs []string
+	sign := func() {
+		t.Helper()
+		name := fmt.Sprintf("blob-%d", len(blobs))
+		blob := b.file(name, name)
+		b.must(attestry, flags([]string{"sign", "--identity-token", s.alice()}, s.signing(), []string{blob})...)
+		blobs = append(blobs, blob)
+	}
+	for round := range rounds {
+		chain := c.sign(fmt.Sprintf("signing CA %d", round), "--dir", s.dir)
+		b.must(attestry, "ca", "install", "--dir", s.dir, "--chain", chain, "--now")
+		for moment := time.Now().Add(rand.N(3 * time.Second)); time.Now().Before(moment); { // a random one is what this is about
+			sign()
+		}
+		s.kill()
+		s.start()
+		want := oneLine(readFile(t, chain))
+		eventually(t, chain+" issues after the start", func() bool { return chains(t, s.url)[0] == want })
+		if got := len(chains(t, s.url)); got != round+2 {
+			t.Errorf("%d chains are published, want %d", got, round+2)
+		}
+		sign()
+		for _, blob := range blobs {
+			b.must(cosign, flags([]string{"verify-blob", "--bundle", blob + ".sigstore.json", "--trusted-root", s.client("trusted_root.json")}, s.aliceAs(), []string{blob})...)
+		}
+	}
+	measured(t, "%d kills in takeovers, %d signatures, all of them verify", rounds, len(blobs))
 }
