@@ -42,6 +42,8 @@ the CA may run. Newest come first. When there are more than --limit, the last li
 
 --refused shows the requests that got no certificate. What they name of a token is not verified.
 
+With SQLite the newest certificates have no number for a moment: they are in the journal beside the database, on their way.
+
 --verify reads all rows and checks that each is chained to the one before it, then prints the heads of both tables. Keep them apart from the
 database, and give them back with --head: only then do changes show that somebody made who can write to the database.`,
 		Example: `  attestry ca issued --dir site/data --identity alice@example.com --since 24h
@@ -122,7 +124,11 @@ func (f *issuedFlags) run(ctx context.Context, stdout, stderr io.Writer) (err er
 		for _, table := range []string{"issued", "refused"} {
 			fmt.Fprintf(stdout, "%s:%d:%s\n", table, heads[table].Seq, heads[table].Hash)
 		}
-		return nil
+		n, err := reader.Pending(ctx)
+		if n > 0 {
+			fmt.Fprintf(stderr, "%d certificates more are in the journal, on their way to the database, and not in a chain yet\n", n)
+		}
+		return err
 	case f.refused:
 		rows, err := reader.Refused(ctx, f.query)
 		if err != nil {
@@ -209,7 +215,11 @@ func show[R any](f *issuedFlags, rows []R, text func(io.Writer, []R), seq func(R
 			return err
 		}
 	}
-	if n := len(rows); n == f.query.Limit {
+	switch n := len(rows); {
+	case n < f.query.Limit:
+	case seq(rows[n-1]) == 0:
+		fmt.Fprintln(stderr, "there may be more: these have no numbers yet, ask again in a moment or raise --limit")
+	default:
 		fmt.Fprintf(stderr, "there may be more: --before %d\n", seq(rows[n-1]))
 	}
 	return nil
@@ -218,11 +228,14 @@ func show[R any](f *issuedFlags, rows []R, text func(io.Writer, []R), seq func(R
 func printIssued(w io.Writer, rows []*records.Issued) {
 	fmt.Fprintln(w, "ROW\tTIME\tSERIAL\tIDENTITY\tISSUER\tCT INDEX")
 	for _, r := range rows {
-		index := "-"
+		number, index := "pending", "-"
+		if r.Seq > 0 {
+			number = strconv.FormatInt(r.Seq, 10)
+		}
 		if r.CTIndex >= 0 {
 			index = strconv.FormatInt(r.CTIndex, 10)
 		}
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", r.Seq, r.Time, r.Serial, oneLine(r.Identity), oneLine(r.Issuer), index)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", number, r.Time, r.Serial, oneLine(r.Identity), oneLine(r.Issuer), index)
 	}
 }
 

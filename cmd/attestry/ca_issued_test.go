@@ -11,22 +11,29 @@ import (
 	"testing"
 	"time"
 
+	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/pkg/ca"
 	"github.com/attestry/attestry/pkg/ca/records"
 	"github.com/attestry/attestry/pkg/stack"
 )
 
-// issuedRecords makes an instance's records of three certificates and a refusal, each an hour after the one before.
-func issuedRecords(t *testing.T, dir string) (store *records.Store) {
+func openRecords(t *testing.T, dir string) *records.Store {
 	t.Helper()
-	if err := os.Mkdir(filepath.Join(dir, "ca"), 0o700); err != nil {
-		t.Fatal(err)
-	}
 	store, err := records.Open(t.Context(), records.Options{URI: stack.RecordsURI(dir)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
+	return store
+}
+
+// issuedRecords makes an instance's records of three certificates and a refusal, each an hour after the one before.
+func issuedRecords(t *testing.T, dir string) *records.Store {
+	t.Helper()
+	if err := os.Mkdir(filepath.Join(dir, "ca"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	store := openRecords(t, dir)
 	when := time.Date(2026, 5, 1, 10, 0, 0, 0, time.UTC)
 	for n, identity := range []string{"alice@example.com", "https://ci.example/octo/a\x1b[2J", "https://ci.example/octo/b"} {
 		if err := store.Issued(t.Context(), &ca.Issuance{
@@ -36,6 +43,10 @@ func issuedRecords(t *testing.T, dir string) (store *records.Store) {
 			t.Fatal(err)
 		}
 	}
+	if err := store.Close(); err != nil { // all are in the database
+		t.Fatal(err)
+	}
+	store = openRecords(t, dir)
 	store.Refused(&ca.Refusal{Time: when, Reason: "expired", Status: 400, Detail: "the token expired"})
 	return store
 }
@@ -139,4 +150,37 @@ func TestIssuedAnswersFromTheRecords(t *testing.T) {
 			t.Errorf("%v\n%s", err, stdout)
 		}
 	})
+}
+
+// TestIssuedShowsWhatIsOnlyInTheJournal has a database that takes nothing.
+func TestIssuedShowsWhatIsOnlyInTheJournal(t *testing.T) {
+	dir := t.TempDir()
+	store := issuedRecords(t, dir)
+	db, err := database.Open(t.Context(), stack.RecordsURI(dir), database.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec(`CREATE TRIGGER away BEFORE UPDATE ON heads BEGIN SELECT RAISE(ABORT, 'away'); END`); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	if err := store.Issued(t.Context(), &ca.Issuance{Time: now, Serial: []byte{0x0b}, NotAfter: now, Identity: "dave@example.com"}); err != nil {
+		t.Fatal(err)
+	}
+	issued := func(args ...string) (string, string) {
+		t.Helper()
+		var out, errOut bytes.Buffer
+		if err := run(t.Context(), append([]string{"ca", "issued", "--dir", dir}, args...), &out, &errOut); err != nil {
+			t.Fatal(err)
+		}
+		return out.String(), errOut.String()
+	}
+	stdout, stderr := issued("--limit", "1")
+	if lines := strings.Split(stdout, "\n"); !strings.HasPrefix(lines[1], "pending ") || !strings.Contains(lines[1], "dave@example.com") || !strings.Contains(stderr, "no numbers yet") {
+		t.Errorf("%s\n%s", stdout, stderr)
+	}
+	if stdout, stderr := issued("--verify"); !strings.HasPrefix(stdout, "issued:3:") || !strings.HasPrefix(stderr, "1 certificates more are in the journal") {
+		t.Errorf("%s\n%s", stdout, stderr)
+	}
 }

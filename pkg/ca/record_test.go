@@ -96,6 +96,12 @@ func TestACertificateIsRecordedBeforeItLeaves(t *testing.T) {
 				t.Fatalf("%d %s", r.status, r.body)
 			}
 			leaf := embedded(t, r.body)[0]
+			if rows := issuedRows(t, uri); len(rows) != 1 {
+				t.Fatalf("%d rows", len(rows))
+			}
+			if err := w.records.Close(); err != nil { // its row has a number then
+				t.Fatal(err)
+			}
 			rows := issuedRows(t, uri)
 			if len(rows) != 1 {
 				t.Fatalf("%d rows", len(rows))
@@ -121,10 +127,22 @@ func TestACertificateIsRecordedBeforeItLeaves(t *testing.T) {
 }
 
 func TestNoCertificateLeavesWithoutItsRecord(t *testing.T) {
-	var uri string
+	t.Run("postgres", func(t *testing.T) { noCertificateWithoutRecord(t, services.Postgres(t)) })
+	t.Run("sqlite, another process has the journal", func(t *testing.T) {
+		uri := "sqlite:" + filepath.Join(t.TempDir(), "records.db")
+		other, err := records.Open(t.Context(), records.Options{URI: uri})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		noCertificateWithoutRecord(t, uri)
+	})
+}
+
+func noCertificateWithoutRecord(t *testing.T, uri string) {
 	w := newWorld(t, recorded(&uri))
 	body := v2Body(t, newClientKey(t, "P-256"), "alice-id")
-	db, err := database.Open(t.Context(), uri, database.Options{})
+	db, err := database.Open(t.Context(), uri, database.Options{Schema: "ca"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -291,10 +291,16 @@ func (b *backup) records(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := records.Snapshot(ctx, from, target); err != nil {
+	files, err := records.Snapshot(ctx, from, target)
+	if err != nil {
 		return err
 	}
-	return b.made(name, target)
+	for _, file := range files {
+		if err := b.made(path.Join(path.Dir(name), filepath.Base(file)), file); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // made adds a file that was written to its place in the backup.

@@ -2,10 +2,12 @@ package records
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -55,7 +57,8 @@ type Query struct {
 	Limit          int   // 1 to MaxRows
 }
 
-// Issued returns certificates, newest first.
+// Issued returns certificates, newest first. Those that are in the journal and not yet in the database come first, and their Seq and Hash are
+// not set; with q.Before they are left out.
 func (r *Reader) Issued(ctx context.Context, q Query) ([]*Issued, error) {
 	if q.Reason != "" {
 		return nil, errors.New("certificates have no reason")
@@ -64,11 +67,53 @@ func (r *Reader) Issued(ctx context.Context, q Query) ([]*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows, err := scan[Issued](r.db.QueryContext(ctx, `SELECT `+issuedTable.columns+` FROM issued`+where, args...))
+	var rows []*Issued
+	pending, err := r.pending(ctx, func(tx *sql.Tx) (err error) {
+		rows, err = scan[Issued](tx.QueryContext(ctx, `SELECT `+issuedTable.columns+` FROM issued`+where, args...))
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("reading the records: %w", database.Away(err))
+		return nil, fmt.Errorf("reading the records: %w", err)
 	}
-	return rows, nil
+	pending = slices.DeleteFunc(pending, func(row *Issued) bool { return !q.matches(row) })
+	slices.Reverse(pending)
+	rows = append(pending, rows...)
+	return rows[:min(len(rows), q.Limit)], nil
+}
+
+// pending returns the rows of the journal that are not in the database as read sees it, oldest first.
+func (r *Reader) pending(ctx context.Context, read func(tx *sql.Tx) error) (pending []*Issued, err error) {
+	var journaled []*Issued
+	if path := r.db.Path(); path != "" {
+		// Before the database: a row that goes over meanwhile is found there.
+		if journaled, err = readPending(path); err != nil {
+			return nil, err
+		}
+	}
+	err = r.db.Transact(ctx, func(tx *sql.Tx) error {
+		if err := read(tx); err != nil {
+			return err
+		}
+		there, err := certificates(ctx, tx, journaled)
+		pending = slices.DeleteFunc(journaled, func(row *Issued) bool { return there[row.Serial] != "" })
+		return err
+	})
+	return pending, database.Away(err)
+}
+
+// Pending returns how many certificates are in the journal and not yet in the database, and so not part of what Verify checks.
+func (r *Reader) Pending(ctx context.Context) (int, error) {
+	rows, err := r.pending(ctx, func(*sql.Tx) error { return nil })
+	if err != nil {
+		return 0, fmt.Errorf("reading the records: %w", err)
+	}
+	return len(rows), nil
+}
+
+// matches tells what where says, of a row that has no number yet.
+func (q Query) matches(r *Issued) bool {
+	return (q.Identity == "" || r.Identity == q.Identity) && strings.HasPrefix(r.Identity, q.IdentityPrefix) && (q.Issuer == "" || r.Issuer == q.Issuer) &&
+		(q.Serial == "" || r.Serial == q.Serial) && (q.Since.IsZero() || r.Time >= stamp(q.Since)) && (q.Until.IsZero() || r.Time < stamp(q.Until)) && q.Before == 0
 }
 
 // Refused returns refusals, newest first.
@@ -242,16 +287,28 @@ func (r *Reader) page(ctx context.Context, t table, from, to int64) ([]row, erro
 	return all, nil
 }
 
-// Snapshot copies the records in the SQLite file at from, which a CA may be writing, to a new file at to. The copy is not yet synced.
-func Snapshot(ctx context.Context, from, to string) error {
+// Snapshot copies the records in the SQLite file at from, which a CA may be writing, to a new file at to, and what is in the journal to one
+// beside it. It returns the files, which are not yet synced.
+func Snapshot(ctx context.Context, from, to string) (files []string, err error) {
+	// Before the database: what goes over meanwhile is in both, and nothing is in neither.
+	pending, err := readPending(from)
+	if err != nil {
+		return nil, fmt.Errorf("copying the records: %w", err)
+	}
 	db, err := database.Open(ctx, "sqlite:"+from, database.Options{ReadOnly: true})
 	if err != nil {
-		return fmt.Errorf("copying the records: %w", err)
+		return nil, fmt.Errorf("copying the records: %w", err)
 	}
 	// The connection is read-only by its mode; VACUUM INTO writes elsewhere, in one transaction.
 	_, err = db.ExecContext(ctx, `PRAGMA query_only = 0; VACUUM INTO '`+strings.ReplaceAll(to, "'", "''")+`'`)
 	if err := errors.Join(err, db.Close()); err != nil {
-		return fmt.Errorf("copying the records: %w", err)
+		return nil, fmt.Errorf("copying the records: %w", err)
 	}
-	return nil
+	if len(pending) == 0 {
+		return []string{to}, nil
+	}
+	if err := writePending(to, pending); err != nil {
+		return nil, fmt.Errorf("copying the records: %w", err)
+	}
+	return []string{to, journalPath(to)}, nil
 }

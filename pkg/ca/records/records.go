@@ -157,7 +157,8 @@ type Options struct {
 }
 
 // Open opens the records at o.URI for writing, and makes the tables that are missing. In PostgreSQL they are in the schema "ca"; a server
-// that does not sync its commits is refused.
+// that does not sync its commits is refused. With SQLite it also puts into the database what a process that was killed left in the journal, and
+// fails when that is damaged. A second process on the file, until the first has closed it, waits for the database with each certificate.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -178,8 +179,21 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := create(ctx, db); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the records: %w", err), db.Close())
 	}
-	s := &Store{db: db, opts: o, metrics: m, wake: make(chan struct{}, 1), ended: make(chan struct{}), refusals: newRefusals(o.Now())}
+	s := &Store{
+		db: db, opts: o, metrics: m, wake: make(chan struct{}, 1), ended: make(chan struct{}), later: make(chan struct{}, 1), stop: make(chan struct{}),
+		kept: make(chan struct{}), refusals: newRefusals(o.Now()),
+	}
+	if db.Engine() == database.SQLite {
+		if s.journal, err = openJournal(db.Path()); err != nil {
+			return nil, errors.Join(fmt.Errorf("opening the records: %w", err), db.Close())
+		}
+		s.unsure = true
+		if !s.catchUp(false) {
+			notify(s.later)
+		}
+	}
 	go s.run() // ends with Close
+	go s.keep()
 	return s, nil
 }
 

@@ -138,6 +138,9 @@ func lockHead(ctx context.Context, tx *sql.Tx, engine database.Engine, t table) 
 
 // appendRows chains rows to the head and inserts them.
 func appendRows[R row](ctx context.Context, tx *sql.Tx, engine database.Engine, t table, head Head, rows []R) error {
+	if len(rows) == 0 {
+		return nil
+	}
 	values := make([][]any, len(rows))
 	for i, r := range rows {
 		var err error

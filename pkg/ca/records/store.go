@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -14,28 +15,36 @@ import (
 )
 
 const (
-	commitTime = 4 * time.Second // for one commit
-	waitTime   = 5 * time.Second // of a request for its commit
-	maxWaiting = 4096            // requests; more are answered at once
-	maxBatch   = 512             // requests that share a commit
-	pauseTime  = time.Second     // between attempts to write refusals while the database is away
+	commitTime = 4 * time.Second        // for one commit
+	waitTime   = 5 * time.Second        // of a request for its commit
+	maxWaiting = 4096                   // requests; more are answered at once
+	maxBatch   = 512                    // requests that share a commit
+	gatherTime = 100 * time.Millisecond // before rows that nobody waits for are written
+	pauseTime  = time.Second            // between attempts to write them while the database is away
+	maxFlush   = 4096                   // rows of the journal in one commit, about
 )
 
-// Store writes records; it is a ca.Recorder. One goroutine commits what waits, all of it at once: while a commit is under way
-// the next requests gather. Replicas on one database take turns.
+// Store writes records; it is a ca.Recorder. One goroutine commits what requests wait for, all of it at once: while a commit is under way
+// the next requests gather. With SQLite such a commit is a write to the journal, from which another goroutine puts the rows into the
+// database, many at once; it writes the refusals, too. With PostgreSQL there is no journal, and replicas on one database take turns.
 type Store struct {
 	db      *database.DB
 	opts    Options
 	metrics *metrics
-	wake    chan struct{} // one token: there is something to do
+	journal *journal      // nil with PostgreSQL
+	wake    chan struct{} // one token: requests wait
 	ended   chan struct{} // closed when run has ended
+	later   chan struct{} // one token: there are rows that nobody waits for
+	stop    chan struct{} // closed once nothing is added to them
+	kept    chan struct{} // closed when keep has ended
 	swept   time.Time     // tokens were forgotten last; run's alone
+	unsure  bool          // rows of the journal may be in the database already; keep's alone
+	told    bool          // that there is no journal; keep's alone
 
 	mu       sync.Mutex // guards the fields below
 	waiting  []*job
 	refusals refusals
-	paused   time.Time // no refusals are written before
-	failed   error     // of the last commit
+	failed   error // of the last commit
 	closing  bool
 }
 
@@ -80,7 +89,7 @@ func (s *Store) Refused(r *ca.Refusal) {
 	if !s.refusals.add(newRefused(r), r.Time) {
 		s.metrics.rows.WithLabelValues("left_out").Inc()
 	}
-	s.notify()
+	notify(s.later)
 }
 
 // Ready implements ca.Recorder. After a failure it writes, since a full disk can be read.
@@ -105,25 +114,33 @@ func (s *Store) Close() error {
 	s.mu.Lock()
 	already := s.closing
 	s.closing = true
-	s.notify()
+	notify(s.wake)
 	s.mu.Unlock()
 	if already {
 		return nil
 	}
 	<-s.ended
+	close(s.stop)
+	<-s.kept
+	var errs []error
+	if s.journal != nil {
+		if rows, _ := s.journal.pending(maxFlush); len(rows) > 0 {
+			errs = append(errs, fmt.Errorf("the database does not answer: the next start puts into it what is in %s", s.journal.path))
+		}
+		errs = append(errs, s.journal.close())
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err := s.db.Close()
 	if s.refusals.waiting() {
-		err = errors.Join(err, errors.New("refusals could not be recorded: the database does not answer"))
+		errs = append(errs, errors.New("refusals could not be recorded: the database does not answer"))
 	}
-	return err
+	return errors.Join(append(errs, s.db.Close())...)
 }
 
-// notify wakes run; s.mu is held.
-func (s *Store) notify() {
+// notify leaves a token in c.
+func notify(c chan struct{}) {
 	select {
-	case s.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -139,7 +156,7 @@ func (s *Store) enqueue(j *job) error {
 		return unavailable(nil, "too much waits for the records")
 	}
 	s.waiting = append(s.waiting, j)
-	s.notify()
+	notify(s.wake)
 	return nil
 }
 
@@ -179,26 +196,60 @@ func (s *Store) run() {
 	}
 }
 
-// step commits one batch of each kind and tells whether there was any.
+// step commits one batch and tells whether there is another.
 func (s *Store) step() bool {
 	s.mu.Lock()
 	n := min(len(s.waiting), maxBatch)
 	jobs := slices.Clone(s.waiting[:n])
 	s.waiting = slices.Delete(s.waiting, 0, n)
-	var refused []*Refused
-	if now := s.opts.Now(); s.closing || !now.Before(s.paused) || s.paused.Sub(now) > pauseTime { // the clock may go back
-		refused = s.refusals.take(now, s.closing)
-	}
 	s.mu.Unlock()
-	if n > 0 {
-		s.decide(jobs)
+	if s.journal != nil {
+		jobs = s.write(jobs)
 	}
-	if len(refused) > 0 {
-		s.refuse(refused)
+	if len(jobs) > 0 {
+		s.decide(jobs)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.waiting) > 0
+}
+
+// write journals certificates, tells those who wait, and returns the other jobs: tokens need the database, and it takes the rows, too,
+// while the journal cannot.
+func (s *Store) write(jobs []*job) (others []*job) {
+	var mine []*job
+	var rows []*Issued
+	serials := map[string]bool{}
+	for _, j := range jobs {
+		switch {
+		case j.issued == nil || j.use != nil:
+			others = append(others, j)
+		case serials[j.issued.Serial] || s.journal.has(j.issued.Serial):
+			j.err = unavailable(fmt.Errorf("serial number %s was issued before", j.issued.Serial), "the records could not be written")
+			close(j.done)
+		default:
+			serials[j.issued.Serial] = true
+			mine, rows = append(mine, j), append(rows, j.issued)
+		}
+	}
+	for len(rows) > 0 {
+		lines, n, err := fit(rows)
+		if err == nil {
+			began := time.Now()
+			err = s.journal.append(rows[:n], lines)
+			s.metrics.commit("journal", err, began)
+		}
+		notify(s.later)
+		if err != nil {
+			return append(others, mine...)
+		}
+		for _, j := range mine[:n] {
+			close(j.done)
+		}
+		s.metrics.rows.WithLabelValues("issued").Add(float64(n))
+		mine, rows = mine[n:], rows[n:]
+	}
+	return others
 }
 
 // decide commits jobs and tells those who wait.
@@ -220,26 +271,6 @@ func (s *Store) decide(jobs []*job) {
 	s.metrics.rows.WithLabelValues("issued").Add(float64(issued))
 }
 
-// refuse commits refusals, or puts them back.
-func (s *Store) refuse(rows []*Refused) {
-	err := s.commit(func(ctx context.Context, tx *sql.Tx) error {
-		head, err := lockHead(ctx, tx, s.db.Engine(), refusedTable)
-		if err != nil {
-			return err
-		}
-		return appendRows(ctx, tx, s.db.Engine(), refusedTable, head, rows)
-	})
-	// An unknown outcome is not tried again: it could stand there twice, and two rows that are one request mislead more than none.
-	if err == nil || database.Unsure(err) {
-		s.metrics.rows.WithLabelValues("refused").Add(float64(len(rows)))
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.refusals.back(rows)
-	s.paused = s.opts.Now().Add(pauseTime)
-}
-
 // commit runs do in a transaction, twice when nothing took effect the first time, and remembers how that went.
 func (s *Store) commit(do func(context.Context, *sql.Tx) error) (err error) {
 	for range 2 {
@@ -247,7 +278,7 @@ func (s *Store) commit(do func(context.Context, *sql.Tx) error) (err error) {
 		ctx, cancel := context.WithTimeout(context.Background(), commitTime)
 		err = s.db.Transact(ctx, func(tx *sql.Tx) error { return do(ctx, tx) })
 		cancel()
-		s.metrics.commit(err, began)
+		s.metrics.commit("database", err, began)
 		if !database.Retryable(err) {
 			break
 		}
@@ -256,7 +287,11 @@ func (s *Store) commit(do func(context.Context, *sql.Tx) error) (err error) {
 	defer s.mu.Unlock()
 	switch {
 	case err != nil && s.failed == nil:
-		s.opts.Logger.Error("the CA's records cannot be written: no certificate is issued", "database", s.db.String(), "err", err)
+		text := "the CA's records cannot be written: no certificate is issued"
+		if s.journal != nil {
+			text = "the CA's records cannot be written to the database: certificates are issued while there is room in the journal"
+		}
+		s.opts.Logger.Error(text, "database", s.db.String(), "err", err)
 	case err == nil && s.failed != nil:
 		s.opts.Logger.Info("the CA's records are written again", "database", s.db.String())
 	}
