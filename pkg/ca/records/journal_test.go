@@ -480,17 +480,19 @@ func TestKilledProcessesLoseNothing(t *testing.T) {
 	t.Logf("%d certificates left, %d have a record", len(answered), rows)
 }
 
-// FuzzJournal holds the reader of journals to what it may say of any file: no panic, and what is pending is without gaps and as it was written.
+// FuzzJournal holds the reader of journals to what it may say of any file: what is pending is without gaps. layout places frames, three bytes each:
+// page, number, done; rows are what each of them has.
 func FuzzJournal(f *testing.F) {
-	frames := [][]byte{records.MarshalFrame(1, 0, lines(f, "alice")), records.MarshalFrame(2, 1, lines(f, "bob", "carol")), records.MarshalFrame(3, 1, nil)}
-	f.Add(ringOf(frames...), uint16(0), byte(0))
-	f.Add(ringOf(frames[2], frames[0], frames[1]), uint16(records.FrameHead), byte(1))
-	f.Add([]byte{}, uint16(0), byte(0))
-	f.Fuzz(func(t *testing.T, ring []byte, at uint16, change byte) {
-		if len(ring) > 0 {
-			ring = bytes.Clone(ring)
-			ring[int(at)%len(ring)] ^= change
+	rows := lines(f, "alice", "bob")
+	f.Add([]byte{0, 1, 0, 1, 2, 1, 2, 3, 1}, rows, uint16(0), byte(0))
+	f.Add([]byte{2, 1, 0, 0, 2, 0, 1, 3, 0}, rows, uint16(records.FrameHead), byte(1))
+	f.Add([]byte{0, 7, 3, 1, 6, 3}, []byte(`{"serial":1}`), uint16(9), byte(0x80))
+	f.Fuzz(func(t *testing.T, layout, rows []byte, at uint16, change byte) {
+		ring := make([]byte, 16*records.PageBytes)
+		for ; len(layout) >= 3; layout = layout[3:] {
+			copy(ring[int(layout[0])%16*records.PageBytes:], records.MarshalFrame(uint64(layout[1]), uint64(layout[2]), rows))
 		}
+		ring[int(at)%len(ring)] ^= change
 		pending, newest, err := records.ParseRing(ring)
 		if err != nil {
 			if pending != nil {
