@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ const (
 	gatherTime = 100 * time.Millisecond // before rows that nobody waits for are written
 	pauseTime  = time.Second            // between attempts to write them while the database is away
 	maxFlush   = 4096                   // rows of the journal in one commit, about
+	yields     = 20                     // before a commit
 )
 
 // Store writes records; it is a ca.Recorder. One goroutine commits what requests wait for, all of it at once: while a commit is under way
@@ -188,6 +190,9 @@ func (s *Store) run() {
 		s.mu.Lock()
 		last := s.closing // whatever comes now is refused
 		s.mu.Unlock()
+		for range yields {
+			runtime.Gosched() // a CT batch answers many requests at once: let those that can go on come along
+		}
 		for s.step() {
 		}
 		if last {
