@@ -12,7 +12,11 @@ import (
 // keep writes to the database what nobody waits for, until Close.
 func (s *Store) keep() {
 	defer close(s.kept)
-	pause := gatherTime
+	gather := time.Duration(0) // PostgreSQL has no rows to gather but refusals
+	if s.journal != nil {
+		gather = gatherTime
+	}
+	pause := gather
 	for last := false; !last; {
 		select {
 		case <-s.later:
@@ -25,7 +29,7 @@ func (s *Store) keep() {
 			last = true
 		}
 		if s.catchUp(last) {
-			pause = gatherTime
+			pause = gather
 		} else {
 			pause = pauseTime
 			notify(s.later)
