@@ -35,7 +35,7 @@ type store struct {
 var stores = []store{
 	{"posix", []string{"rekor1", "rekor2", "ct"}, false, func(t *testing.T, kind log.Kind) func(context.Context) (logtest.OpenTree, error) {
 		dir := tempDir(t)
-		return func(ctx context.Context) (logtest.OpenTree, error) { return tiles.Open(ctx, dir, kind) }
+		return func(ctx context.Context) (logtest.OpenTree, error) { return tiles.OpenQueued(ctx, dir, kind) }
 	}},
 	{"trillian", []string{"rekor1"}, false, func(t *testing.T, _ log.Kind) func(context.Context) (logtest.OpenTree, error) {
 		service := services.Trillian(t, services.Postgres(t))

@@ -11,16 +11,23 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/transparency-dev/tessera/api/layout"
 
+	"github.com/attestry/attestry/internal/journal"
 	"github.com/attestry/attestry/pkg/log"
 )
 
-// Dir reads the tree in a directory without a driver: it writes nothing and takes no lock, so the log may run.
+// Dir reads the tree in a directory without a driver, what is in its journal included: it writes nothing and takes no lock, so the log may
+// run.
 type Dir struct {
 	path    string
+	kind    log.Kind
 	entries string // directory of the entry bundles under "tile"
+
+	mu  sync.Mutex // guards run
+	run *run       // as it was read last
 }
 
 // OpenDir returns the tree in dir, which must be there.
@@ -28,18 +35,69 @@ func OpenDir(dir string, kind log.Kind) (*Dir, error) {
 	if _, err := os.Stat(filepath.Join(dir, statePath)); err != nil {
 		return nil, fmt.Errorf("there is no tree in %s: %w", dir, err)
 	}
-	d := &Dir{path: dir, entries: "entries"}
+	d := &Dir{path: dir, kind: kind, entries: "entries"}
 	if kind == log.CT {
 		d.entries = "data"
 	}
-	return d, nil
+	return d, d.load()
 }
 
 // statePath is the driver's own record of the integrated tree.
 const statePath = ".state/treeState"
 
-// Size implements log.TreeReader.
-func (d *Dir) Size(context.Context) (uint64, error) {
+// loadTries is how often what changes while it is read is read again.
+const loadTries = 20
+
+// load reads how far the driver has come, and what is in the journal beyond.
+func (d *Dir) load() error {
+	var r *run
+	var err error
+	for range loadTries {
+		if r, err = d.read(); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.run = r
+	return nil
+}
+
+func (d *Dir) read() (*run, error) {
+	// The journal first: what goes over to the driver meanwhile is found there.
+	frames, err := journal.Read(filepath.Join(d.path, tailPath))
+	if err != nil {
+		return nil, err
+	}
+	size, err := d.integrated()
+	if err != nil {
+		return nil, err
+	}
+	subs, _, err := unintegrated(d.kind, frames, size)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", filepath.Join(d.path, tailPath), err)
+	}
+	if len(subs) == 0 {
+		return &run{first: size}, nil
+	}
+	extent, err := extentOf(size, func(level, index uint64, width uint8) ([]byte, error) {
+		return d.stored(layout.TilePath(level, index, 0), width)
+	})
+	if err != nil {
+		return nil, err
+	}
+	r := newRun(extent)
+	if err := r.add(subs...); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// integrated returns the size of the driver's tree.
+func (d *Dir) integrated() (uint64, error) {
 	raw, err := os.ReadFile(filepath.Join(d.path, statePath))
 	if err != nil {
 		return 0, fmt.Errorf("reading the tree's size: %w", err)
@@ -53,22 +111,56 @@ func (d *Dir) Size(context.Context) (uint64, error) {
 	return state.Size, nil
 }
 
+// Size implements log.TreeReader.
+func (d *Dir) Size(context.Context) (uint64, error) {
+	if err := d.load(); err != nil {
+		return 0, err
+	}
+	return d.pending().size(), nil
+}
+
+func (d *Dir) pending() *run {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.run
+}
+
 // Tile implements log.TreeReader.
 func (d *Dir) Tile(_ context.Context, level, index uint64, width uint8) ([]byte, error) {
-	return d.read(layout.TilePath(level, index, 0), width)
+	return d.join(layout.TilePath(level, index, 0), width, func(r *run) part { return r.tile(level, index) })
 }
 
 // Bundle implements log.TreeReader.
 func (d *Dir) Bundle(_ context.Context, index uint64, width uint8) ([]byte, error) {
-	return d.read(d.bundle(index), width)
+	return d.join(d.bundle(index), width, func(r *run) part { return r.bundle(index) })
+}
+
+// join returns what is in files or, where the driver has stored too little yet, in the journal.
+func (d *Dir) join(name string, width uint8, of func(*run) part) ([]byte, error) {
+	raw, err := d.stored(name, width)
+	for range 2 {
+		if !errors.Is(err, fs.ErrNotExist) {
+			return raw, err
+		}
+		raw, err = of(d.pending()).join(width, func(width uint8) ([]byte, error) { return d.stored(name, width) })
+		if errors.Is(err, fs.ErrNotExist) {
+			if err := d.load(); err != nil { // the log runs
+				return nil, err
+			}
+			if raw, err := d.stored(name, width); !errors.Is(err, fs.ErrNotExist) {
+				return raw, err
+			}
+		}
+	}
+	return raw, err
 }
 
 func (d *Dir) bundle(index uint64) string {
 	return path.Join("tile", d.entries, layout.NWithSuffix(0, index, 0))
 }
 
-// read returns the file of this width or, once partial tiles were collected, the full one.
-func (d *Dir) read(name string, width uint8) ([]byte, error) {
+// stored returns the file of this width or, once partial tiles were collected, the full one.
+func (d *Dir) stored(name string, width uint8) ([]byte, error) {
 	if width > 0 {
 		raw, err := os.ReadFile(filepath.Join(d.path, fmt.Sprintf("%s.p/%d", name, width)))
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -139,29 +231,33 @@ func (d *Dir) Files(size uint64, f func(name string, full bool) error) error {
 	return nil
 }
 
-// Content returns a file that Files named. When the driver has collected a partial one in favour of the full one, it
-// is the beginning of that.
+// Content returns a file that Files named. When the driver has stored that tile or bundle for other sizes alone, it is the beginning of what
+// is there.
 func (d *Dir) Content(kind log.Kind, name string) ([]byte, error) {
 	raw, err := os.ReadFile(filepath.Join(d.path, filepath.FromSlash(name)))
-	full, width, partial := strings.Cut(name, ".p/")
-	if !partial || !errors.Is(err, fs.ErrNotExist) {
+	if !errors.Is(err, fs.ErrNotExist) {
 		return raw, err
 	}
-	count, err := strconv.Atoi(width)
-	if err != nil {
+	level, end, ok := d.extent(name)
+	if !ok {
 		return nil, err
 	}
-	if raw, err = os.ReadFile(filepath.Join(d.path, filepath.FromSlash(full))); err != nil {
-		return nil, err
-	}
+	index := (end - 1) / layout.TileWidth
+	count := int(end - index*layout.TileWidth)
+	width := uint8(count) // 0 for all 256
 	used := 32 * count
 	if strings.HasPrefix(name, "tile/"+d.entries+"/") {
-		if used, err = log.BundleBytes(kind, raw, count); err != nil {
-			return nil, fmt.Errorf("%s: %w", full, err)
+		if raw, err = d.Bundle(context.Background(), index, width); err == nil {
+			used, err = log.BundleBytes(kind, raw, count)
 		}
+	} else {
+		raw, err = d.Tile(context.Background(), level, index, width)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if used > len(raw) {
-		return nil, fmt.Errorf("%s has %d bytes, want %d", full, len(raw), used)
+		return nil, fmt.Errorf("%s: there are %d bytes, want %d", name, len(raw), used)
 	}
 	return raw[:used], nil
 }

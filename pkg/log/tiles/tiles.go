@@ -23,8 +23,8 @@ import (
 
 // Tree is a log.TileTree in one directory.
 type Tree struct {
-	add     addFunc
-	reader  tessera.LogReader
+	driver  *driver
+	tail    *tail // nil with a queue
 	books   *bookkeeper
 	stopped context.CancelFunc
 }
@@ -37,22 +37,35 @@ const (
 	publishInterval = time.Second
 )
 
-// Open opens or creates the tree in dir. The driver publishes under a signer without a key:
+// Open opens or creates the tree in dir, for one process. The driver publishes under a signer without a key:
 // only the log's fence signs what clients see.
 func Open(ctx context.Context, dir string, kind log.Kind) (*Tree, error) {
+	t, err := OpenQueued(ctx, dir, kind)
+	if err != nil {
+		return nil, err
+	}
+	if t.tail, err = openTail(ctx, dir, kind, t.driver); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening tiles in %s: %w", dir, err), t.Close())
+	}
+	return t, nil
+}
+
+// OpenQueued is Open for a log that is fed from a queue: its submissions are durable already, and several processes may append in turn, so there
+// is no journal before the driver.
+func OpenQueued(ctx context.Context, dir string, kind log.Kind) (*Tree, error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	driver, err := posix.New(ctx, posix.Config{Path: dir})
+	storage, err := posix.New(ctx, posix.Config{Path: dir})
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("opening tiles in %s: %w", dir, err)
 	}
 	books := &bookkeeper{}
-	appender, _, reader, err := tessera.NewAppender(ctx, driver, appendOptions(kind, books, 8*log.MaxBatch))
+	appender, _, reader, err := tessera.NewAppender(ctx, storage, appendOptions(kind, books, 8*log.MaxBatch))
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("opening tiles in %s: %w", dir, err)
 	}
-	return &Tree{add: adding(appender, kind), reader: reader, books: books, stopped: cancel}, nil
+	return &Tree{driver: &driver{add: adding(appender, kind), reader: reader}, books: books, stopped: cancel}, nil
 }
 
 // addFunc hands one submission to Tessera.
@@ -87,65 +100,72 @@ const closeWait = 2 * time.Second
 // way to wait for its publisher, and a file that comes late would recreate a directory that its
 // owner has removed: so no new publication may begin, and the one that has begun is waited for.
 func (t *Tree) Close() error {
+	var err error
+	if t.tail != nil {
+		err = t.tail.close()
+	}
 	t.stopped()
 	last := t.books.close()
 	if last == nil {
-		return nil
+		return err
 	}
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.After(closeWait); ; {
-		if published, err := t.reader.ReadCheckpoint(context.Background()); err == nil && bytes.HasPrefix(published, last) {
-			return nil
+		if published, readErr := t.driver.reader.ReadCheckpoint(context.Background()); readErr == nil && bytes.HasPrefix(published, last) {
+			return err
 		}
 		select {
 		case <-tick.C:
 		case <-deadline: // a full disk, or a directory that is gone
-			return nil
+			return err
 		}
 	}
 }
 
 // Append implements log.Tree.
 func (t *Tree) Append(ctx context.Context, batch []log.Submission) ([]uint64, error) {
-	futures := make([]tessera.IndexFuture, len(batch))
-	for i := range batch {
-		futures[i] = t.add(ctx, &batch[i])
+	if t.tail != nil {
+		return t.tail.append(ctx, batch)
 	}
-	indexes := make([]uint64, len(batch))
-	var errs []error
-	for i, future := range futures { // all of them: an error must not leave adds in flight
-		index, err := future()
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		indexes[i] = index.Index
-	}
-	if len(errs) > 0 {
-		return nil, fmt.Errorf("appending %d entries: %w", len(batch), errs[0])
-	}
-	return indexes, nil
+	return t.driver.append(ctx, batch)
 }
 
 // Size implements log.Tree.
-func (t *Tree) Size(ctx context.Context) (uint64, error) { return t.reader.IntegratedSize(ctx) }
+func (t *Tree) Size(ctx context.Context) (uint64, error) {
+	if t.tail != nil {
+		return t.tail.size(), nil
+	}
+	return t.driver.size(ctx)
+}
 
 // Queued implements log.Tree: Append waits for integration, so nothing is ever queued behind it.
 func (t *Tree) Queued(ctx context.Context) (uint64, error) { return t.Size(ctx) }
 
 // Tile implements log.TileTree.
 func (t *Tree) Tile(ctx context.Context, level, index uint64, width uint8) ([]byte, error) {
-	return atLeast(ctx, level, index, width, t.Size, func(ctx context.Context, width uint8) ([]byte, error) {
-		return t.reader.ReadTile(ctx, level, index, width)
-	})
+	read := func(ctx context.Context, width uint8) ([]byte, error) {
+		return t.driver.reader.ReadTile(ctx, level, index, width)
+	}
+	if t.tail != nil {
+		if p := t.tail.tile(level, index); p.base < elements(width) {
+			return p.join(width, func(width uint8) ([]byte, error) { return read(ctx, width) })
+		}
+	}
+	return atLeast(ctx, level, index, width, t.driver.size, read)
 }
 
 // Bundle implements log.Tree.
 func (t *Tree) Bundle(ctx context.Context, index uint64, width uint8) ([]byte, error) {
-	return atLeast(ctx, 0, index, width, t.Size, func(ctx context.Context, width uint8) ([]byte, error) {
-		return t.reader.ReadEntryBundle(ctx, index, width)
-	})
+	read := func(ctx context.Context, width uint8) ([]byte, error) {
+		return t.driver.reader.ReadEntryBundle(ctx, index, width)
+	}
+	if t.tail != nil {
+		if p := t.tail.bundle(index); p.base < elements(width) {
+			return p.join(width, func(width uint8) ([]byte, error) { return read(ctx, width) })
+		}
+	}
+	return atLeast(ctx, 0, index, width, t.driver.size, read)
 }
 
 // atLeast reads a tile or an entry bundle of at least width elements (0 means 256). Tessera stores a
