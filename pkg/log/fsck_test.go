@@ -316,7 +316,7 @@ func (h *house) resize(size uint64) {
 	}
 	state, err := json.Marshal(map[string]any{"size": size, "root": []byte{}})
 	if err == nil {
-		err = os.WriteFile(filepath.Join(h.dir, "tiles", ".state/treeState"), state, 0o644)
+		err = errors.Join(os.WriteFile(filepath.Join(h.dir, "tiles", ".state/treeState"), state, 0o644), os.Remove(filepath.Join(h.dir, "tiles", ".state/tail")))
 	}
 	if err != nil {
 		h.t.Fatal(err)

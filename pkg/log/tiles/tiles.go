@@ -94,7 +94,7 @@ func appendOptions(kind log.Kind, books *bookkeeper, maxOutstanding uint) *tesse
 }
 
 // closeWait bounds how long Close waits for a file that Tessera is writing.
-const closeWait = 2 * time.Second
+const closeWait = 10 * time.Second
 
 // Close ends Tessera's background work. Every Append that returned is durable already. Tessera has no
 // way to wait for its publisher, and a file that comes late would recreate a directory that its
