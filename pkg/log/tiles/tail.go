@@ -466,11 +466,12 @@ func marshalFrame(kind log.Kind, index uint64, batch []log.Submission) ([]byte, 
 			b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(sub.Data) })
 			continue
 		}
-		b.AddUint64(sub.CT.Timestamp)
-		b.AddUint8(0)
+		precert := uint8(0)
 		if sub.CT.IsPrecert {
-			b.AddUint8(1)
+			precert = 1
 		}
+		b.AddUint64(sub.CT.Timestamp)
+		b.AddUint8(precert)
 		b.AddUint24LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(sub.CT.Certificate) })
 		b.AddUint24LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(sub.CT.Precertificate) })
 		b.AddUint8LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(sub.CT.IssuerKeyHash) })
