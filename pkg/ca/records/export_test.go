@@ -1,6 +1,6 @@
 package records
 
-import "os"
+import "errors"
 
 // Settle returns once the rows of the journal are in the database.
 func (s *Store) Settle() {
@@ -11,29 +11,18 @@ func (s *Store) Settle() {
 	}
 }
 
-var (
-	ParseRing    = parseRing
-	MarshalFrame = marshalFrame
-	JournalPath  = journalPath
-)
+var JournalPath = journalPath
 
-const (
-	PageBytes = pageBytes
-	RingBytes = ringBytes
-	FrameHead = frameHead
-)
+const RingBytes = ringBytes
 
-// FailJournal has the next write to the journal fail.
+// FailJournal has all writes to the journal fail.
 func (s *Store) FailJournal() error {
-	s.journal.mu.Lock()
-	defer s.journal.mu.Unlock()
-	file, err := os.Open(s.journal.path) // for reading
-	if err == nil {
-		s.journal.file.Close()
-		s.journal.file = file
+	r := s.journal.held()
+	if r == nil {
+		return errors.New("another process has it")
 	}
-	return err
+	return r.Close()
 }
 
-// Numbers returns a frame's number and done.
-func Numbers(f frame) (number, done uint64) { return f.number, f.done }
+// HasJournal tells whether s holds the journal.
+func (s *Store) HasJournal() bool { return s.journal.held() != nil }

@@ -1,230 +1,109 @@
 package records
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"sync"
-	"syscall"
 
-	"github.com/attestry/attestry/internal/durable"
+	ring "github.com/attestry/attestry/internal/journal"
 )
 
 const (
-	ringPages = 2048 // 8 MiB: some seconds of the most that a CA can issue
-	ringBytes = ringPages * pageBytes
-	readTries = 20 // of a ring that is being written
+	ringBytes = 8 << 20 // some seconds of the most that a CA can issue
+	maxFrame  = 1 << 20 // bytes of rows that are journaled at once
 )
 
 func journalPath(database string) string { return database + ".pending" }
 
-var (
-	errInUse  = errors.New("another process has the journal")
-	errFull   = errors.New("the journal is full")
-	errRemake = errors.New("the journal must be made anew")
-)
-
 // journal makes rows durable before they are in SQLite: one write in place and one data sync, where a commit of random keys
-// writes several pages for each row and syncs them two or three times. Its file has its whole size from the beginning, so that a
-// sync changes no metadata. append is for one goroutine, the rest for another.
+// writes several pages for each row and syncs them two or three times. A frame of the ring has rows that were answered for together, as
+// lines of JSON, which Issued prints; seq and hash come later. append is for one goroutine, the rest for another.
 type journal struct {
 	path string
-	lock *os.File // locked as long as the journal is this process's
-	file *os.File
 
-	mu      sync.Mutex // guards what follows, and file
-	ring    ring
-	done    uint64          // frames up to it are in the database
-	serials map[string]bool // of the frames after it
-	broken  error           // why nothing is appended until renew
-	known   bool            // it is locked, and what was in it is in ring
+	mu      sync.Mutex    // guards what follows
+	ring    *ring.Journal // nil while another process has it
+	frames  []frame       // whose rows are not in the database, in order
+	serials map[string]bool
 }
 
-// ring is which pages are taken. Frames after the done of the newest frame are kept: what is on disk, not what is known, decides after a crash.
-type ring struct {
-	newest uint64  // number of the last frame
-	marked uint64  // its done
-	next   int     // page after it
-	kept   []frame // after marked, in order
+type frame struct {
+	number uint64
+	rows   []*Issued
 }
 
-// place returns where pages fit without touching kept frames.
-func (r *ring) place(pages int) (page int, ok bool) {
-	if len(r.kept) == 0 {
-		if r.next+pages > ringPages {
-			return 0, pages <= ringPages
-		}
-		return r.next, true
-	}
-	switch oldest := r.kept[0].page; {
-	case r.next <= oldest:
-		return r.next, r.next+pages < oldest
-	case r.next+pages <= ringPages:
-		return r.next, true
-	default:
-		return 0, pages < oldest
-	}
-}
-
-// openJournal opens the journal of a database. While another process has it, and when it is missing or a backup's, it is given up
-// until renew.
+// openJournal opens the journal of a database, if no other process has it.
 func openJournal(database string) (*journal, error) {
-	lock, err := os.OpenFile(database+".lock", os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
+	j := &journal{path: journalPath(database), serials: map[string]bool{}}
+	if err := j.take(); err != nil && !errors.Is(err, ring.ErrInUse) {
 		return nil, err
-	}
-	j := &journal{path: journalPath(database), lock: lock, serials: map[string]bool{}}
-	if j.broken = j.open(); j.broken != nil && !errors.Is(j.broken, errInUse) && !errors.Is(j.broken, errRemake) {
-		return nil, errors.Join(j.broken, lock.Close())
 	}
 	return j, nil
 }
 
-// open takes the lock, if nobody has it, and reads what is pending.
-func (j *journal) open() error {
-	if err := syscall.Flock(int(j.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return fmt.Errorf("%s: %w", j.lock.Name(), errInUse)
-		}
-		return fmt.Errorf("locking %s: %w", j.lock.Name(), err)
-	}
-	raw, err := os.ReadFile(j.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		j.known = true
-		return fmt.Errorf("%s is not there: %w", j.path, errRemake)
-	}
-	if err != nil {
-		return err
-	}
-	pending, newest, err := parseRing(raw)
+// take opens the ring, and reads what is pending in it.
+func (j *journal) take() error {
+	r, frames, err := ring.Open(j.path, ringBytes)
 	if err != nil {
 		return damaged(j.path, err)
 	}
-	if len(raw) == ringBytes {
-		if j.file, err = os.OpenFile(j.path, os.O_RDWR, 0); err != nil {
-			return err
+	var all []frame
+	for _, f := range frames {
+		rows, err := decode(f)
+		if err != nil {
+			return errors.Join(damaged(j.path, err), r.Close())
 		}
+		all = append(all, frame{f.Number, rows})
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.known = true
-	j.ring = ring{newest: newest.number, marked: newest.done, next: newest.page + newest.pages, kept: pending}
-	j.done = newest.done
-	for _, f := range pending {
+	j.ring = r
+	j.add(all...)
+	return nil
+}
+
+// add notes frames that are durable, j.mu held.
+func (j *journal) add(frames ...frame) {
+	j.frames = append(j.frames, frames...)
+	for _, f := range frames {
 		for _, r := range f.rows {
 			j.serials[r.Serial] = true
 		}
 	}
-	if j.file == nil { // a backup's
-		return fmt.Errorf("%s has %d bytes instead of %d: %w", j.path, len(raw), ringBytes, errRemake)
-	}
-	return nil
-}
-
-// renew mends a journal that was given up, once all its rows are in the database; there may be others then.
-func (j *journal) renew() error {
-	if j.ours() {
-		return j.create()
-	}
-	err := j.open()
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.broken = err; errors.Is(err, errRemake) {
-		return nil
-	}
-	return err
-}
-
-// ours tells whether nobody else has the journal and what was in it is known: only then may it be replaced.
-func (j *journal) ours() bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.known
 }
 
 // damaged says what to do about a journal that cannot be read.
 func damaged(path string, err error) error {
-	return fmt.Errorf("%s, which holds records that are not in the database yet, is damaged: %w; restore both from a backup, or move it away to go on "+
-		"without those records: what can be read of them are lines of JSON, and the CT log has the certificates", path, err)
-}
-
-// create replaces the file by an empty one, once all its rows are in the database.
-func (j *journal) create() error {
-	tmp, err := os.CreateTemp(filepath.Dir(j.path), durable.Temp+"*")
-	if err != nil {
+	if !errors.Is(err, ring.ErrDamaged) {
 		return err
 	}
-	defer os.Remove(tmp.Name()) // fails once the rename has happened
-	_, err = tmp.Write(make([]byte, ringBytes))
-	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Sync()); err != nil {
-		return errors.Join(err, tmp.Close())
-	}
-	if err := os.Rename(tmp.Name(), j.path); err != nil {
-		return errors.Join(err, tmp.Close())
-	}
-	if err := durable.SyncDir(filepath.Dir(j.path)); err != nil {
-		return errors.Join(err, tmp.Close())
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	before := j.file
-	j.file, j.broken, j.done = tmp, nil, j.ring.newest
-	j.ring = ring{newest: j.ring.newest, marked: j.ring.newest}
-	if before != nil {
-		before.Close() // what it holds is in the database
-	}
-	return nil
+	return fmt.Errorf("%w; %s holds records that are not in the database yet: restore both from a backup, or move it away to go on "+
+		"without those records: what can be read of them are lines of JSON, and the CT log has the certificates", err, path)
 }
 
-// append makes rows durable; lines are those of fit. After an error nobody knows whether they are, and the journal is given up until
-// renew.
+// append makes rows durable; lines are those of fit. After an error nobody knows whether they are.
 func (j *journal) append(rows []*Issued, lines []byte) error {
-	f, b, err := j.prepare(rows, lines)
+	r := j.held()
+	if r == nil {
+		return fmt.Errorf("%s: %w", j.path, ring.ErrInUse)
+	}
+	number, err := r.Append(lines)
 	if err != nil {
 		return err
 	}
-	// The file is replaced only while the journal is given up, so nobody does now.
-	_, err = j.file.WriteAt(b, int64(f.page)*pageBytes)
-	if err == nil {
-		err = syscall.Fdatasync(int(j.file.Fd()))
-	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if err != nil {
-		// The frame may be on disk or not, and a later sync would not tell.
-		j.broken = fmt.Errorf("writing %s: %w", j.path, err)
-		return j.broken
-	}
-	j.ring.newest, j.ring.marked, j.ring.next = f.number, f.done, f.page+f.pages
-	j.ring.kept = append(j.ring.kept, f)
-	for j.ring.kept[0].number <= f.done {
-		j.ring.kept = j.ring.kept[1:]
-	}
-	for _, r := range f.rows {
-		j.serials[r.Serial] = true
-	}
+	j.add(frame{number, rows})
 	return nil
 }
 
-// prepare returns the next frame, its place and its bytes.
-func (j *journal) prepare(rows []*Issued, lines []byte) (frame, []byte, error) {
+// held returns the ring; nil while another process has it.
+func (j *journal) held() *ring.Journal {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.broken != nil {
-		return frame{}, nil, j.broken
-	}
-	f := frame{number: j.ring.newest + 1, done: j.done, rows: rows, pages: pagesOf(len(lines))}
-	var ok bool
-	if f.page, ok = j.ring.place(f.pages); !ok {
-		// Frames stay taken until a later one says that they are in the database, for which there may be no room any more: begin anew.
-		j.broken = fmt.Errorf("%s: %w", j.path, errFull)
-		return frame{}, nil, j.broken
-	}
-	return f, marshalFrame(f.number, f.done, lines), nil
+	return j.ring
 }
 
 // has tells whether a serial number is pending.
@@ -238,11 +117,7 @@ func (j *journal) has(serial string) bool {
 func (j *journal) pending(limit int) (rows []*Issued, through uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	through = j.done
-	for _, f := range j.ring.kept {
-		if f.number <= j.done {
-			continue
-		}
+	for _, f := range j.frames {
 		if len(rows) > 0 && len(rows)+len(f.rows) > limit {
 			break
 		}
@@ -255,85 +130,52 @@ func (j *journal) pending(limit int) (rows []*Issued, through uint64) {
 func (j *journal) stored(rows []*Issued, through uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.done = through
+	for len(j.frames) > 0 && j.frames[0].number <= through {
+		j.frames = j.frames[1:]
+	}
 	for _, r := range rows {
 		delete(j.serials, r.Serial)
 	}
-	for i := range j.ring.kept { // their pages stay taken
-		if j.ring.kept[i].number <= through {
-			j.ring.kept[i].rows = nil
-		}
-	}
+	j.ring.Free(through)
 }
 
-func (j *journal) failure() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.broken
-}
-
-// close marks what is in the database, so that the next start has nothing to compare, and gives up the lock.
+// close notes in the ring what is in the database, so that the next start has nothing to compare, and gives it up.
 func (j *journal) close() error {
-	var err error
-	if j.failure() == nil && j.unmarked() {
-		err = j.append(nil, nil)
+	if r := j.held(); r != nil {
+		return r.Close()
 	}
-	if j.file != nil {
-		err = errors.Join(err, j.file.Close())
-	}
-	return errors.Join(err, j.lock.Close())
-}
-
-// unmarked tells whether the newest frame on disk does not say what is in the database.
-func (j *journal) unmarked() bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.done > j.ring.marked
+	return nil
 }
 
 // readPending returns the rows in the journal of a database that another process may be writing, oldest first. They may be in the
 // database already, and when the caller looks there afterwards no row is in neither.
-func readPending(database string) ([]*Issued, error) {
+func readPending(database string) (rows []*Issued, err error) {
 	path := journalPath(database)
-	var err error
-	for range readTries { // what is missing was being written, or overwritten
-		var raw []byte
-		if raw, err = os.ReadFile(path); errors.Is(err, fs.ErrNotExist) {
-			return nil, nil
-		} else if err != nil {
-			return nil, err
-		}
-		var frames []frame
-		if frames, _, err = parseRing(raw); err == nil {
-			var rows []*Issued
-			for _, f := range frames {
-				rows = append(rows, f.rows...)
-			}
-			return rows, nil
-		}
+	frames, err := ring.Read(path)
+	if err != nil {
+		return nil, damaged(path, err)
 	}
-	return nil, damaged(path, err)
+	for _, f := range frames {
+		some, err := decode(f)
+		if err != nil {
+			return nil, damaged(path, err)
+		}
+		rows = append(rows, some...)
+	}
+	return rows, nil
 }
 
 // writePending makes a journal of rows alone, as a backup has it. It is not synced.
 func writePending(database string, rows []*Issued) error {
-	f, err := os.OpenFile(journalPath(database), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	var number uint64
-	for len(rows) > 0 && err == nil {
-		var lines []byte
-		var n int
-		if lines, n, err = fit(rows); err != nil {
-			break
+	var payloads [][]byte
+	for len(rows) > 0 {
+		lines, n, err := fit(rows)
+		if err != nil {
+			return err
 		}
-		number++
-		b := marshalFrame(number, 0, lines)
-		_, err = f.Write(append(b, make([]byte, pagesOf(len(lines))*pageBytes-len(b))...))
-		rows = rows[n:]
+		payloads, rows = append(payloads, lines), rows[n:]
 	}
-	return errors.Join(err, f.Close())
+	return ring.Create(journalPath(database), payloads)
 }
 
 // fit returns the lines of the first n rows, as many as fit into a frame.
@@ -352,4 +194,27 @@ func fit(rows []*Issued) (lines []byte, n int, err error) {
 		lines, n = longer, n+1
 	}
 	return lines, n, nil
+}
+
+// appendRow adds the line of r.
+func appendRow(b []byte, r *Issued) ([]byte, error) {
+	line := bytes.NewBuffer(b)
+	enc := json.NewEncoder(line)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(r)
+	return line.Bytes(), err
+}
+
+// decode reads the rows of a frame. A newer program's would lose what this one does not know, so they are an error.
+func decode(f ring.Frame) (rows []*Issued, err error) {
+	for line := range bytes.Lines(f.Payload) {
+		dec := json.NewDecoder(bytes.NewReader(line))
+		dec.DisallowUnknownFields()
+		r := new(Issued)
+		if err := dec.Decode(r); err != nil {
+			return nil, fmt.Errorf("%w: frame %d is of another version: %w", ring.ErrDamaged, f.Number, err)
+		}
+		rows = append(rows, r)
+	}
+	return rows, nil
 }

@@ -5,18 +5,20 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/journal"
 	"github.com/attestry/attestry/pkg/ca/records"
 )
 
@@ -169,14 +171,14 @@ func TestAFullJournalWaitsForTheDatabase(t *testing.T) {
 		t.Errorf("only %d rows were taken where %d fit", len(want), most)
 	}
 	wantReason(t, s.Ready(t.Context()), fault.Unavailable, "record_unavailable")
-	wantReason(t, s.Issued(t.Context(), issuance(c, "short")), fault.Unavailable, "record_unavailable")
+	wantReason(t, s.Issued(t.Context(), issuance(c, long)), fault.Unavailable, "record_unavailable")
 	back()
 	if err := s.Ready(t.Context()); err != nil {
 		t.Errorf("not ready again: %v", err)
 	}
 	record(t, s, c, "last") // waits for the database
 	s.Settle()
-	for n := range 50 { // a journal that was made anew
+	for n := range 50 { // in the journal
 		record(t, s, c, fmt.Sprint(n, long))
 	}
 	if err := s.Close(); err != nil {
@@ -194,106 +196,60 @@ func TestAFullJournalWaitsForTheDatabase(t *testing.T) {
 	verified(t, path, len(want)+1+50)
 }
 
-func TestAJournalThatCannotBeWrittenIsMadeAnew(t *testing.T) {
+func TestWithoutItsJournalACertificateWaitsForTheDatabase(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "records.db")
 	c := newClock()
 	s := open(t, "sqlite:"+path, c)
 	record(t, s, c, "alice")
+	s.Settle()
 	if err := s.FailJournal(); err != nil {
 		t.Fatal(err)
 	}
-	before, err := os.Stat(records.JournalPath(path))
-	if err != nil {
-		t.Fatal(err)
+	record(t, s, c, "bob")
+	verified(t, path, 2) // bob's at once
+	if err := s.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("closing: %v", err)
 	}
-	record(t, s, c, "bob") // straight to the database
-	s.Settle()
-	for {
-		if after, err := os.Stat(records.JournalPath(path)); err != nil {
-			t.Fatal(err)
-		} else if !os.SameFile(before, after) {
-			break
-		}
-	}
+	s = open(t, "sqlite:"+path, c)
 	record(t, s, c, "carol")
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+	wantIssued(t, path, 0, "alice", "bob", "carol")
 	verified(t, path, 3)
 }
 
-// lines are the rows of a frame.
-func lines(t testing.TB, identities ...string) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	for n, identity := range identities {
-		i := issuance(newClock(), identity)
-		if err := json.NewEncoder(&b).Encode(records.Issued{Serial: fmt.Sprintf("%x%02x", i.Serial, n), Identity: identity}); err != nil {
-			t.Fatal(err)
-		}
+// TestTheJournalOfAnotherProcessIsTakenOver once that has ended, with what it left.
+func TestTheJournalOfAnotherProcessIsTakenOver(t *testing.T) {
+	first, path, c, back := journaled(t)
+	second := open(t, "sqlite:"+path, c)
+	record(t, first, c, "alice") // in the journal
+	wantReason(t, second.Issued(t.Context(), issuance(c, "bob")), fault.Unavailable, "record_unavailable")
+	if err := first.Close(); err == nil {
+		t.Error("closed with rows in the journal")
 	}
-	return b.Bytes()
-}
-
-// ringOf is a journal with frames one after another.
-func ringOf(frames ...[]byte) []byte {
-	ring := make([]byte, 0, records.RingBytes)
-	for _, f := range frames {
-		ring = append(ring, f...)
-		ring = append(ring, make([]byte, -len(f)&(records.PageBytes-1))...)
+	back()
+	record(t, second, c, "carol")
+	for !second.HasJournal() {
+		runtime.Gosched()
 	}
-	return ring
-}
-
-func TestATornFrameIsDropped(t *testing.T) {
-	first, second := records.MarshalFrame(7, 6, lines(t, "alice")), records.MarshalFrame(8, 6, lines(t, "bob"))
-	last := records.MarshalFrame(9, 6, lines(t, strings.Repeat("x", 5000), "dave"))
-	whole := ringOf(first, second, last)
-	stale := ringOf(first, second, records.MarshalFrame(3, 2, lines(t, strings.Repeat("old", 3000))))
-	for name, below := range map[string][]byte{"on zeros": ringOf(first, second), "on an old frame": stale} {
-		t.Run(name, func(t *testing.T) {
-			for cut := range last {
-				torn := make([]byte, len(whole))
-				copy(torn, below)
-				copy(torn[2*records.PageBytes:], last[:cut])
-				pending, newest, err := records.ParseRing(torn)
-				if err != nil || len(pending) != 2 {
-					t.Fatalf("cut at byte %d: frame %v, %v", cut, newest, err)
-				}
-			}
-		})
+	record(t, second, c, "dave")
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
 	}
-	// Pages come to the disk in any order.
-	torn := bytes.Clone(whole)
-	clear(torn[2*records.PageBytes : 3*records.PageBytes])
-	if pending, _, err := records.ParseRing(torn); err != nil || len(pending) != 2 {
-		t.Errorf("without the first page: %d frames, %v", len(pending), err)
-	}
-	if pending, _, err := records.ParseRing(whole); err != nil || len(pending) != 3 {
-		t.Errorf("whole: %d frames, %v", len(pending), err)
+	verified(t, path, 3)
+	if rows := find(t, reader(t, "sqlite:"+path), records.Query{Identity: "alice"}); len(rows) != 1 {
+		t.Errorf("alice's certificate left and has %d rows", len(rows))
 	}
 }
 
-func TestADamagedFrameIsAnErrorWhereItWasAnsweredFor(t *testing.T) {
-	frames := [][]byte{records.MarshalFrame(1, 0, lines(t, "alice")), records.MarshalFrame(2, 0, lines(t, "bob")), records.MarshalFrame(3, 0, lines(t, "carol"))}
-	ring := ringOf(frames...)
-	for n, f := range frames[:2] {
-		for at := range f {
-			damaged := bytes.Clone(ring)
-			damaged[n*records.PageBytes+at] ^= 0x20
-			if _, _, err := records.ParseRing(damaged); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("frame %d is missing", n+1)) {
-				t.Fatalf("frame %d, byte %d: %v", n+1, at, err)
-			}
-		}
+func TestRowsOfANewerProgramAreNotRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "records.db")
+	if err := journal.Create(records.JournalPath(path), [][]byte{[]byte(`{"serial":"01","colour":"red"}` + "\n")}); err != nil {
+		t.Fatal(err)
 	}
-	done := ringOf(frames[0], frames[1], records.MarshalFrame(3, 2, lines(t, "carol")))
-	clear(done[:2*records.PageBytes])
-	if pending, _, err := records.ParseRing(done); err != nil || len(pending) != 1 {
-		t.Errorf("frames that are in the database: %d, %v", len(pending), err)
-	}
-	newer := ringOf(records.MarshalFrame(1, 0, []byte(`{"serial":"01","colour":"red"}`+"\n")))
-	if _, _, err := records.ParseRing(newer); err == nil || !strings.Contains(err.Error(), "another version") {
-		t.Errorf("a row with a field that is not known: %v", err)
+	if _, err := records.Open(t.Context(), records.Options{URI: "sqlite:" + path}); err == nil || !strings.Contains(err.Error(), "another version") {
+		t.Errorf("opened: %v", err)
 	}
 }
 
@@ -310,7 +266,7 @@ func TestADamagedJournalStopsTheStartAndIsLeftAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ring[records.FrameHead+5] ^= 1
+	ring[bytes.Index(ring, []byte("user 1"))] ^= 1 // where it was answered for
 	if err := os.WriteFile(records.JournalPath(path), ring, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -478,36 +434,4 @@ func TestKilledProcessesLoseNothing(t *testing.T) {
 	}
 	verified(t, path, rows)
 	t.Logf("%d certificates left, %d have a record", len(answered), rows)
-}
-
-// FuzzJournal holds the reader of journals to what it may say of any file: what is pending is without gaps. layout places frames, three bytes each:
-// page, number, done; rows are what each of them has.
-func FuzzJournal(f *testing.F) {
-	rows := lines(f, "alice", "bob")
-	f.Add([]byte{0, 1, 0, 1, 2, 1, 2, 3, 1}, rows, uint16(0), byte(0))
-	f.Add([]byte{2, 1, 0, 0, 2, 0, 1, 3, 0}, rows, uint16(records.FrameHead), byte(1))
-	f.Add([]byte{0, 7, 3, 1, 6, 3}, []byte(`{"serial":1}`), uint16(9), byte(0x80))
-	f.Fuzz(func(t *testing.T, layout, rows []byte, at uint16, change byte) {
-		ring := make([]byte, 16*records.PageBytes)
-		for ; len(layout) >= 3; layout = layout[3:] {
-			copy(ring[int(layout[0])%16*records.PageBytes:], records.MarshalFrame(uint64(layout[1]), uint64(layout[2]), rows))
-		}
-		ring[int(at)%len(ring)] ^= change
-		pending, newest, err := records.ParseRing(ring)
-		if err != nil {
-			if pending != nil {
-				t.Error("rows beside an error")
-			}
-			return
-		}
-		number, done := records.Numbers(newest)
-		if len(pending) > 0 && uint64(len(pending)) != number-done {
-			t.Errorf("%d frames are pending between %d and %d", len(pending), done, number)
-		}
-		for n, p := range pending {
-			if got, _ := records.Numbers(p); got != done+1+uint64(n) {
-				t.Errorf("frame %d comes %dth after %d", got, n, done)
-			}
-		}
-	})
 }

@@ -39,19 +39,30 @@ func (s *Store) keep() {
 
 // catchUp writes the rows of the journal and the refusals. While the database is away they stay.
 func (s *Store) catchUp(last bool) (done bool) {
-	mended := true
+	held := true
 	if s.journal != nil {
-		if !s.flush() {
+		if held = s.journal.held() != nil || s.take(); held && !s.flush() {
 			return false
-		}
-		for mended && s.journal.failure() != nil {
-			mended = s.renew() && s.flush()
 		}
 	}
 	s.mu.Lock()
 	refused := s.refusals.take(s.opts.Now(), last)
 	s.mu.Unlock()
-	return (len(refused) == 0 || s.refuse(refused)) && mended
+	return (len(refused) == 0 || s.refuse(refused)) && held
+}
+
+// take opens the journal that another process had. What that left in it may be in the database already.
+func (s *Store) take() bool {
+	err := s.journal.take()
+	switch {
+	case err == nil:
+		s.unsure = true
+		s.opts.Logger.Info("the journal of the CA's records is free now", "journal", s.journal.path)
+	case !s.told:
+		s.told = true
+		s.opts.Logger.Error("there is no journal for the CA's records: each certificate waits for the database", "err", err)
+	}
+	return err == nil
 }
 
 // flush puts the rows of the journal into the database, in their order.
@@ -60,7 +71,7 @@ func (s *Store) flush() bool {
 		rows, through := s.journal.pending(maxFlush)
 		s.metrics.pending.Set(float64(len(rows)))
 		if len(rows) == 0 {
-			s.journal.stored(nil, through)
+			s.unsure = false
 			return true
 		}
 		err := s.commit(func(ctx context.Context, tx *sql.Tx) error {
@@ -76,8 +87,8 @@ func (s *Store) flush() bool {
 			}
 			return appendRows(ctx, tx, s.db.Engine(), issuedTable, head, missing)
 		})
-		s.unsure = err != nil
 		if err != nil {
+			s.unsure = true
 			return false
 		}
 		s.journal.stored(rows, through)
@@ -148,25 +159,6 @@ func certificates(ctx context.Context, tx *sql.Tx, rows []*Issued) (map[string]s
 
 // perQuery is how many rows are looked up at once.
 const perQuery = 32
-
-// renew mends a journal that was given up, now that its rows are in the database.
-func (s *Store) renew() bool {
-	why := s.journal.failure()
-	if why == nil {
-		return true
-	}
-	err := s.journal.renew()
-	s.unsure = true // of what another process left
-	switch {
-	case err == nil:
-		s.opts.Logger.Info("the journal of the CA's records is there", "before", why)
-		s.told = false
-	case !s.told:
-		s.told = true
-		s.opts.Logger.Error("there is no journal for the CA's records: each certificate waits for the database", "before", why, "err", err)
-	}
-	return err == nil
-}
 
 // refuse commits refusals, or puts them back.
 func (s *Store) refuse(rows []*Refused) bool {

@@ -187,7 +187,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		if s.journal, err = openJournal(db.Path()); err != nil {
 			return nil, errors.Join(fmt.Errorf("opening the records: %w", err), db.Close())
 		}
-		s.unsure = true
+		s.unsure = true // of what a process left that was killed
 		if !s.catchUp(false) {
 			notify(s.later)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/attestry/attestry/internal/database"
 	"github.com/attestry/attestry/internal/fault"
+	ring "github.com/attestry/attestry/internal/journal"
 	"github.com/attestry/attestry/pkg/ca"
 )
 
@@ -41,7 +42,8 @@ type Store struct {
 	kept    chan struct{} // closed when keep has ended
 	swept   time.Time     // tokens were forgotten last; run's alone
 	unsure  bool          // rows of the journal may be in the database already; keep's alone
-	told    bool          // that there is no journal; keep's alone
+	told    bool          // that another process has the journal; keep's alone
+	waits   bool          // rows go to the database, since the journal failed; run's alone
 
 	mu       sync.Mutex // guards the fields below
 	waiting  []*job
@@ -220,7 +222,8 @@ func (s *Store) step() bool {
 }
 
 // write journals certificates, tells those who wait, and returns the other jobs: tokens need the database, and it takes the rows, too,
-// while the journal cannot.
+// while the journal cannot. Serial numbers are looked for only among what is pending, which catches a certificate that is recorded twice: two of
+// 158 random bits are never the same. If the source of random numbers broke down all the same, missing says so.
 func (s *Store) write(jobs []*job) (others []*job) {
 	var mine []*job
 	var rows []*Issued
@@ -243,6 +246,7 @@ func (s *Store) write(jobs []*job) (others []*job) {
 			began := time.Now()
 			err = s.journal.append(rows[:n], lines)
 			s.metrics.commit("journal", err, began)
+			s.tell(err)
 		}
 		notify(s.later)
 		if err != nil {
@@ -255,6 +259,19 @@ func (s *Store) write(jobs []*job) (others []*job) {
 		mine, rows = mine[n:], rows[n:]
 	}
 	return others
+}
+
+// tell logs that the journal fails, and that it does no more. That another process has it keep tells.
+func (s *Store) tell(err error) {
+	switch fails := err != nil && !errors.Is(err, ring.ErrInUse); {
+	case fails && !s.waits:
+		s.opts.Logger.Error("the journal of the CA's records takes nothing: each certificate waits for the database", "err", err)
+	case !fails && s.waits:
+		s.opts.Logger.Info("the journal of the CA's records takes rows again")
+	default:
+		return
+	}
+	s.waits = !s.waits
 }
 
 // decide commits jobs and tells those who wait.
