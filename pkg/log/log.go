@@ -49,6 +49,15 @@ type TileTree interface {
 	Tile(ctx context.Context, level, index uint64, width uint8) ([]byte, error)
 }
 
+// Backlogged is a Tree that makes leaves durable, and shows them, before its engine has them.
+type Backlogged interface {
+	// Backlog returns how many leaves the engine has not taken yet, and the error with which it refused them last; nil when it did not.
+	Backlog() (leaves int, err error)
+	// Watch has f called with the error when the engine begins to refuse leaves, at once if it does now, and with nil when it takes them again. f must
+	// not call the tree.
+	Watch(f func(err error))
+}
+
 // ProofTree is a Tree whose engine keeps the hashes to itself and makes proofs of them (Trillian).
 type ProofTree interface {
 	Tree
@@ -183,7 +192,7 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		return nil, err
 	}
 	key.shared = opts.Queued && opts.DB != nil && opts.DB.Engine() == database.PostgreSQL
-	metrics, err := newMetrics(opts.Registerer, opts.Label)
+	metrics, err := newMetrics(opts.Registerer, opts.Label, opts.Tree)
 	if err != nil {
 		return nil, err
 	}
@@ -219,6 +228,9 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 	if err := start(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening log %s: %w", opts.Label, err), rows.close())
 	}
+	if b, ok := opts.Tree.(Backlogged); ok {
+		l.watchStorage(b)
+	}
 	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l.cancel = cancel
 	go run(runCtx) // ends when Close cancels runCtx, or when the log halts
@@ -236,11 +248,29 @@ func (l *Log) Close() error {
 	return l.rows.close()
 }
 
-// Ready returns nil when the log takes entries, or is frozen and could be read; else why it does not.
+// Ready returns nil when the log takes entries, or is frozen and could be read; else why it does not, or will not for long.
 func (l *Log) Ready() error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.stopped
+	stopped := l.stopped
+	l.mu.Unlock()
+	if b, ok := l.opts.Tree.(Backlogged); ok && stopped == nil {
+		if leaves, err := b.Backlog(); err != nil {
+			return fault.New(fault.Unavailable, "log_storage", err, "the log's storage takes nothing: %d entries wait in its journal, and when that is full the log takes none", leaves)
+		}
+	}
+	return stopped
+}
+
+// watchStorage tells in the log and the metrics when the tree's engine fails behind a journal: no append does until that is full.
+func (l *Log) watchStorage(b Backlogged) {
+	b.Watch(func(err error) {
+		if err == nil {
+			l.opts.Logger.Info("the tree's storage takes entries again")
+			return
+		}
+		l.metrics.faults.Inc()
+		l.opts.Logger.Error("the tree's storage takes nothing: entries stay in the journal, and when that is full the log takes none", "err", err)
+	})
 }
 
 // Checkpoint returns the newest signed tree.

@@ -14,7 +14,7 @@ type metrics struct {
 	steps  *prometheus.HistogramVec
 }
 
-func newMetrics(reg prometheus.Registerer, label string) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, label string, tree Tree) (*metrics, error) {
 	labels := prometheus.Labels{"log": label}
 	m := &metrics{
 		size: prometheus.NewGauge(prometheus.GaugeOpts{Name: "attestry_log_tree_size",
@@ -30,7 +30,13 @@ func newMetrics(reg prometheus.Registerer, label string) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.size, m.faults, m.batch, m.steps} {
+	all := []prometheus.Collector{m.size, m.faults, m.batch, m.steps}
+	if b, ok := tree.(Backlogged); ok {
+		all = append(all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "attestry_log_journal_entries",
+			Help: "Leaves that are durable in the tree's journal and not yet in its files.", ConstLabels: labels},
+			func() float64 { leaves, _ := b.Backlog(); return float64(leaves) }))
+	}
+	for _, c := range all {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("registering metrics of log %s: %w", label, err)
 		}

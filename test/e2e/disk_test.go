@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -270,39 +271,55 @@ func TestAVolumeThatTurnsReadOnlyLosesNothing(t *testing.T) {
 	a.replay()
 }
 
+// inject has system calls of the program fail as strace's inject= says, until stop or the program's end.
+func (s *stack) inject(fault string) (stop func()) {
+	s.t.Helper()
+	calls, _, _ := strings.Cut(fault, ":")
+	tracing := exec.Command(tracer(s.t), "-f", "-qq", "-o", os.DevNull, "-e", "trace="+calls, "-e", "inject="+fault, "-p", fmt.Sprint(s.cmd.Process.Pid))
+	if err := tracing.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	return func() {
+		s.t.Helper()
+		if err := tracing.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) { // the program goes on alone
+			s.t.Error(err)
+		}
+		_ = tracing.Wait() // by the signal
+	}
+}
+
+// tracer returns strace, if it may attach to a process that runs.
+func tracer(t *testing.T) string {
+	t.Helper()
+	strace := system(t, "strace", "strace")
+	traced := exec.Command("sleep", "60")
+	if err := traced.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tracing := exec.Command(strace, "-qq", "-e", "trace=none", "-p", fmt.Sprint(traced.Process.Pid))
+	time.AfterFunc(100*time.Millisecond, func() { traced.Process.Kill() })
+	out, err := tracing.CombinedOutput() // ends with what it traces
+	_ = traced.Wait()                    // killed
+	if strings.Contains(string(out), "not permitted") {
+		missing(t, false, "strace may not trace: %v %s", err, out)
+	}
+	return strace
+}
+
 // TestIOErrorsLoseNothing has system calls fail with EIO in the running program, every few of them, and then none
 // any more. (A device that fails would be nearer to life. Loop devices on a full file system report short writes as whole
 // ones, so that fsync succeeds without the data; device-mapper's error target is not in every kernel.)
 func TestIOErrorsLoseNothing(t *testing.T) {
-	strace := system(t, "strace", "strace")
 	s := up(t)
 	a := newAudit(t, s)
 	for _, fault := range []string{
-		"fsync,fdatasync:error=EIO:when=1+3", "fsync,fdatasync:error=EIO:when=2+7", "pwrite64:error=EIO:when=2+3",
-		"pwrite64:error=ENOSPC:when=3+5", "rename,renameat,renameat2,linkat:error=EIO:when=1+2",
+		"fsync,fdatasync:error=EIO:when=1+3", "fsync,fdatasync:error=EIO:when=2+7", "pwrite64:error=EIO:when=2+3", "pwrite64:error=ENOSPC:when=3+5",
 	} {
-		calls, _, _ := strings.Cut(fault, ":")
-		tracing := exec.Command(strace, "-f", "-qq", "-o", os.DevNull, "-e", "trace="+calls, "-e", "inject="+fault, "-p", fmt.Sprint(s.cmd.Process.Pid))
-		var said lines
-		tracing.Stderr = &said
 		a.loaded(s.alice(), 4, 50*time.Millisecond, func() {
-			if err := tracing.Start(); err != nil {
-				t.Fatal(err)
-			}
-			eventually(t, "Rekor v1 and v2 refuse entries with "+fault, func() bool {
-				if strings.Contains(said.String(), "not permitted") {
-					return true
-				}
-				return a.l.refusals(rekor1) > 0 && a.l.refusals(rekor2) > 0
-			})
-			time.Sleep(300 * time.Millisecond)                              // many faults, at any step
-			if err := tracing.Process.Signal(syscall.SIGTERM); err != nil { // the program goes on alone
-				t.Error(err)
-			}
-			_ = tracing.Wait() // by the signal
-			if strings.Contains(said.String(), "not permitted") {
-				missing(t, false, "strace may not trace: %s", &said)
-			}
+			stop := s.inject(fault)
+			eventually(t, "Rekor v1 and v2 refuse entries with "+fault, func() bool { return a.l.refusals(rekor1) > 0 && a.l.refusals(rekor2) > 0 })
+			time.Sleep(300 * time.Millisecond) // many faults, at any step
+			stop()
 			a.grows("after "+fault, s.logs...)
 		})
 		a.check()
@@ -313,6 +330,33 @@ func TestIOErrorsLoseNothing(t *testing.T) {
 	a.resubmit()
 	s.kill()
 	s.start()
+	a.replay()
+
+	// Without renames no tile comes into being. What is acknowledged is in the journals, at an end without warning too.
+	for _, end := range []func(){s.kill, nil} {
+		a.loaded(s.alice(), 4, 50*time.Millisecond, func() {
+			stop := s.inject("rename,renameat,renameat2,linkat:error=EIO")
+			eventually(t, "/readyz tells that the logs' files cannot be replaced", func() bool {
+				status, body, err := call(t.Context(), http.MethodGet, s.url+"/readyz", "", "")
+				return err == nil && status == http.StatusServiceUnavailable && strings.Count(body, "storage takes nothing") == len(s.logs)
+			})
+			a.grows("while their files cannot be replaced", s.logs...)
+			if end != nil {
+				end()
+			}
+			stop()
+		})
+		if end != nil {
+			s.start()
+		} else {
+			eventually(t, "it is ready again", func() bool {
+				status, _, err := call(t.Context(), http.MethodGet, s.url+"/readyz", "", "")
+				return err == nil && status == http.StatusOK
+			})
+		}
+		a.check()
+		a.resubmit()
+	}
 	a.replay()
 }
 

@@ -135,21 +135,24 @@ func (d *Dir) Bundle(_ context.Context, index uint64, width uint8) ([]byte, erro
 	return d.join(d.bundle(index), width, func(r *run) part { return r.bundle(index) })
 }
 
-// join returns what is in files or, where the driver has stored too little yet, in the journal.
+// join returns what is in the driver's files or, of what it has not integrated, in the journal. Files beyond are not asked: they are left
+// from an integration that failed, and may have other leaves.
 func (d *Dir) join(name string, width uint8, of func(*run) part) ([]byte, error) {
-	raw, err := d.stored(name, width)
-	for range 2 {
-		if !errors.Is(err, fs.ErrNotExist) {
+	stored := func(width uint8) ([]byte, error) { return d.stored(name, width) }
+	var raw []byte
+	var err error
+	for range loadTries {
+		if p := of(d.pending()); p.base >= elements(width) {
+			return stored(width)
+		} else if raw, err = p.join(width, stored); !errors.Is(err, fs.ErrNotExist) {
 			return raw, err
 		}
-		raw, err = of(d.pending()).join(width, func(width uint8) ([]byte, error) { return d.stored(name, width) })
-		if errors.Is(err, fs.ErrNotExist) {
-			if err := d.load(); err != nil { // the log runs
-				return nil, err
-			}
-			if raw, err := d.stored(name, width); !errors.Is(err, fs.ErrNotExist) {
-				return raw, err
-			}
+		had := d.pending().size()
+		if err := d.load(); err != nil { // the log runs
+			return nil, err
+		}
+		if d.pending().size() == had {
+			break
 		}
 	}
 	return raw, err
@@ -234,18 +237,22 @@ func (d *Dir) Files(size uint64, f func(name string, full bool) error) error {
 // Content returns a file that Files named. When the driver has stored that tile or bundle for other sizes alone, it is the beginning of what
 // is there.
 func (d *Dir) Content(kind log.Kind, name string) ([]byte, error) {
-	raw, err := os.ReadFile(filepath.Join(d.path, filepath.FromSlash(name)))
-	if !errors.Is(err, fs.ErrNotExist) {
-		return raw, err
-	}
 	level, end, ok := d.extent(name)
 	if !ok {
-		return nil, err
+		return nil, fmt.Errorf("%s is no tile or entry bundle", name)
+	}
+	if end <= d.pending().first>>(layout.TileHeight*level) {
+		raw, err := os.ReadFile(filepath.Join(d.path, filepath.FromSlash(name)))
+		if !errors.Is(err, fs.ErrNotExist) {
+			return raw, err
+		}
 	}
 	index := (end - 1) / layout.TileWidth
 	count := int(end - index*layout.TileWidth)
 	width := uint8(count) // 0 for all 256
 	used := 32 * count
+	var raw []byte
+	var err error
 	if strings.HasPrefix(name, "tile/"+d.entries+"/") {
 		if raw, err = d.Bundle(context.Background(), index, width); err == nil {
 			used, err = log.BundleBytes(kind, raw, count)

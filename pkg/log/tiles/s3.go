@@ -111,7 +111,7 @@ func OpenS3(ctx context.Context, o S3Options, kind log.Kind) (*S3Tree, error) {
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	books := &bookkeeper{}
-	opts := appendOptions(kind, books, o.MaxOutstanding)
+	opts := appendOptions(kind, books, o.MaxOutstanding, s3BatchAge)
 	appender, _, reader, err := tessera.NewAppender(ctx, driver, opts)
 	if err != nil {
 		cancel()
@@ -153,7 +153,7 @@ func OpenS3Reader(ctx context.Context, o S3Options, kind log.Kind) (*S3Reader, e
 	r := &S3Reader{
 		store:  &objects{client: s3.NewFromConfig(cfg, clientOptions(o)), bucket: o.Bucket},
 		db:     sql.OpenDB(connector),
-		bundle: appendOptions(kind, &bookkeeper{}, o.MaxOutstanding).EntriesPath(),
+		bundle: appendOptions(kind, &bookkeeper{}, o.MaxOutstanding, s3BatchAge).EntriesPath(),
 	}
 	r.db.SetMaxOpenConns(o.MaxConns)
 	if _, err := r.Size(ctx); err != nil {

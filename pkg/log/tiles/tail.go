@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"github.com/transparency-dev/tessera/ctonly"
 	"golang.org/x/crypto/cryptobyte"
 
+	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/journal"
 	"github.com/attestry/attestry/pkg/log"
 )
@@ -167,10 +167,13 @@ type tail struct {
 	stopped context.Context
 	ended   chan struct{} // closed when feed has ended
 
+	disorder error // the driver's tree is not what the journal has; feed's alone
+
 	mu      sync.RWMutex // guards what follows
 	run     *run
 	frames  []frameEnd
 	failed  error         // the driver's last error, nil once it went on
+	tell    func(error)   // see watch; nil for nobody
 	changed chan struct{} // closed and replaced when run.first or failed changes
 }
 
@@ -180,6 +183,9 @@ type frameEnd struct{ number, size uint64 }
 // openTail reads what the driver has not integrated, and lets it have it.
 func openTail(ctx context.Context, dir string, kind log.Kind, d *driver) (*tail, error) {
 	j, frames, err := journal.Open(filepath.Join(dir, tailPath), tailBytes)
+	if errors.Is(err, journal.ErrDamaged) {
+		return nil, unusable(dir, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +199,7 @@ func openTail(ctx context.Context, dir string, kind log.Kind, d *driver) (*tail,
 		err = r.add(subs...)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("reading %s: %w", filepath.Join(dir, tailPath), err), j.Close())
+		return nil, errors.Join(unusable(dir, err), j.Close())
 	}
 	stopped, stop := context.WithCancel(context.WithoutCancel(ctx))
 	t := &tail{
@@ -201,15 +207,20 @@ func openTail(ctx context.Context, dir string, kind log.Kind, d *driver) (*tail,
 		wake: make(chan struct{}, 1), many: make(chan struct{}, 1), ended: make(chan struct{}), changed: make(chan struct{}),
 	}
 	if len(frames) > 0 && len(r.leaves) == 0 {
-		j.Free(frames[len(frames)-1].Number)
+		j.Free(frames[len(frames)-1].Number) // all of it is integrated
 	}
 	poke(t.wake)
 	go t.feed()
 	return t, nil
 }
 
-// unintegrated returns the leaves of a journal's frames from first on. Frames before them may be missing: what was integrated may have been
-// overwritten. A frame that begins before the end of the one before it follows one whose append failed: that one counts no longer.
+// unusable says what to do about a journal that cannot be read, or does not continue the tree.
+func unusable(dir string, err error) error {
+	return fmt.Errorf("%w; %s has the newest leaves of the tree: bring both back as they were, or move it away, and the log says at its start what was lost",
+		err, filepath.Join(dir, tailPath))
+}
+
+// unintegrated returns the leaves of a journal's frames from first on. Frames that end before it may be missing.
 func unintegrated(kind log.Kind, frames []journal.Frame, first uint64) (subs []log.Submission, ends []frameEnd, err error) {
 	for _, f := range frames {
 		index, batch, err := parseFrame(kind, f.Payload)
@@ -223,13 +234,10 @@ func unintegrated(kind log.Kind, frames []journal.Frame, first uint64) (subs []l
 		if index < first {
 			index, batch = first, batch[first-index:]
 		}
-		if next := first + uint64(len(subs)); index > next {
-			return nil, nil, fmt.Errorf("frame %d has the leaves from %d on, and those from %d on are missing", f.Number, index, next)
+		if next := first + uint64(len(subs)); index != next {
+			return nil, nil, fmt.Errorf("frame %d has the leaves from %d on, and those from %d on come next", f.Number, index, next)
 		}
-		subs = append(subs[:index-first], batch...)
-		for i := range ends {
-			ends[i].size = min(ends[i].size, index)
-		}
+		subs = append(subs, batch...)
 		ends = append(ends, frameEnd{f.Number, end})
 	}
 	return subs, ends, nil
@@ -252,14 +260,14 @@ func poke(c chan struct{}) {
 	}
 }
 
-// append makes a batch durable. It is for one goroutine at a time.
+// append makes a batch durable. It is for one goroutine at a time. When the journal is full it waits for the driver, unless that fails.
 func (t *tail) append(ctx context.Context, batch []log.Submission) ([]uint64, error) {
 	first := t.size()
 	payload, err := marshalFrame(t.kind, first, batch)
 	if err != nil {
 		return nil, err
 	}
-	for emptied := false; ; {
+	for again := false; ; {
 		number, err := t.journal.Append(payload)
 		if err == nil {
 			return t.took(batch, first, number)
@@ -269,15 +277,14 @@ func (t *tail) append(ctx context.Context, batch []log.Submission) ([]uint64, er
 		}
 		waiting, failed, changed := t.state()
 		if waiting == 0 {
-			if emptied {
+			if again {
 				return t.direct(ctx, batch) // larger than the journal
 			}
-			t.journal.Free(math.MaxUint64) // frames of appends that failed
-			emptied = true
+			again = true // the last ones may have left it just now
 			continue
 		}
 		if failed != nil {
-			return nil, failed
+			return nil, fault.New(fault.Unavailable, "log_storage", failed, "the log's storage takes nothing; the entry is not in the log, try again later")
 		}
 		poke(t.many)
 		select {
@@ -292,6 +299,16 @@ func (t *tail) state() (waiting int, failed error, changed chan struct{}) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return len(t.run.leaves), t.failed, t.changed
+}
+
+// watch has f called with the error when the driver begins to fail, and with nil when it goes on.
+func (t *tail) watch(f func(error)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tell = f
+	if t.failed != nil {
+		f(t.failed)
+	}
 }
 
 // took adds a batch that is durable.
@@ -313,8 +330,15 @@ func (t *tail) took(batch []log.Submission, first, number uint64) ([]uint64, err
 	return indexes, nil
 }
 
-// direct gives a batch to the driver at once. Nothing waits in the journal.
+// direct gives a batch to the driver at once. Nothing waits in the journal; what may come back of an append that failed would stand beside the batch.
 func (t *tail) direct(ctx context.Context, batch []log.Submission) ([]uint64, error) {
+	nothing, err := marshalFrame(t.kind, t.size(), nil)
+	if err == nil {
+		_, err = t.journal.Append(nothing)
+	}
+	if err != nil {
+		return nil, err
+	}
 	indexes, err := t.driver.append(ctx, batch)
 	extent, extentErr := t.driver.extent(context.WithoutCancel(ctx)) // after an error, too: some of the batch may be there
 	if err := errors.Join(err, extentErr); err != nil && extentErr != nil {
@@ -329,6 +353,9 @@ func (t *tail) direct(ctx context.Context, batch []log.Submission) ([]uint64, er
 
 // signal tells who waits that something changed, t.mu held.
 func (t *tail) signal(failed error) {
+	if t.tell != nil && (failed == nil) != (t.failed == nil) {
+		t.tell(failed)
+	}
 	t.failed = failed
 	close(t.changed)
 	t.changed = make(chan struct{})
@@ -399,8 +426,16 @@ func (t *tail) oldest() []log.Submission {
 func (t *tail) integrate(batch []log.Submission) error {
 	ctx := context.WithoutCancel(t.stopped)
 	size, err := t.driver.size(ctx)
-	if err == nil && size == t.first() {
-		if _, err = t.driver.append(ctx, batch); err == nil {
+	if first := t.first(); err == nil && size == first && t.disorder == nil {
+		var indexes []uint64
+		indexes, err = t.driver.append(ctx, batch)
+		for i, index := range indexes {
+			if index != first+uint64(i) {
+				t.disorder = fmt.Errorf("the driver gave leaf %d index %d: its tree is not the one that was signed; keep the directory, and its .state/tail above all", first+uint64(i), index)
+				break
+			}
+		}
+		if err == nil {
 			size += uint64(len(batch))
 		} else if now, sizeErr := t.driver.size(ctx); sizeErr == nil {
 			size = now
@@ -408,8 +443,12 @@ func (t *tail) integrate(batch []log.Submission) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err == nil && (size < t.run.first || size > t.run.size()) {
-		err = fmt.Errorf("the driver's tree has size %d where %d to %d was expected: another writer adds to it", size, t.run.first, t.run.size())
+	if t.disorder == nil && (size < t.run.first || size > t.run.size()) && err == nil {
+		t.disorder = fmt.Errorf("the driver's tree has size %d where %d to %d was expected: another writer adds to it", size, t.run.first, t.run.size())
+	}
+	if t.disorder != nil { // for good: the leaves stay in the journal
+		t.signal(t.disorder)
+		return t.disorder
 	}
 	if size > t.run.first && size <= t.run.size() {
 		t.run.advance(size)
@@ -528,13 +567,31 @@ type driver struct {
 	reader tessera.LogReader
 }
 
-// append puts the batch behind all leaves there are. After an error any part of it may have been added.
+// append puts the batch behind all leaves there are, in its order. After an error any part of it may have been added.
 func (d *driver) append(ctx context.Context, batch []log.Submission) ([]uint64, error) {
-	futures := make([]tessera.IndexFuture, len(batch))
-	for i := range batch {
-		futures[i] = d.add(ctx, &batch[i])
+	indexes := make([]uint64, 0, len(batch))
+	for len(indexes) < len(batch) {
+		some, err := d.hand(ctx, batch[len(indexes):])
+		if err != nil {
+			return nil, fmt.Errorf("appending %d entries: %w", len(batch), err)
+		}
+		indexes = append(indexes, some...)
 	}
-	indexes := make([]uint64, len(batch))
+	return indexes, nil
+}
+
+// hand adds the beginning of batch: as much as can be handed over before Tessera takes what it has, since two of its batches that are on their way
+// at once may change places.
+func (d *driver) hand(ctx context.Context, batch []log.Submission) ([]uint64, error) {
+	began := time.Now()
+	var futures []tessera.IndexFuture
+	for i := range batch {
+		if i > 0 && time.Since(began) > batchAge/4 {
+			break
+		}
+		futures = append(futures, d.add(ctx, &batch[i]))
+	}
+	indexes := make([]uint64, len(futures))
 	var errs []error
 	for i, future := range futures { // all of them: an error must not leave adds in flight
 		index, err := future()
@@ -545,7 +602,7 @@ func (d *driver) append(ctx context.Context, batch []log.Submission) ([]uint64, 
 		indexes[i] = index.Index
 	}
 	if len(errs) > 0 {
-		return nil, fmt.Errorf("appending %d entries: %w", len(batch), errs[0])
+		return nil, errs[0]
 	}
 	return indexes, nil
 }

@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/transparency-dev/merkle/compact"
@@ -16,6 +18,8 @@ import (
 	"github.com/transparency-dev/tessera/api/layout"
 	"github.com/transparency-dev/tessera/ctonly"
 
+	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/internal/journal"
 	"github.com/attestry/attestry/pkg/log"
 	"github.com/attestry/attestry/pkg/log/tiles"
 )
@@ -209,5 +213,194 @@ func TestASecondProcessIsRefused(t *testing.T) {
 	if second, err := tiles.Open(t.Context(), dir, log.Rekor1); err == nil {
 		second.Close()
 		t.Error("two have one tree open")
+	}
+}
+
+// big are n leaves of 60,000 bytes from index first on, and bundled what they are in an entry bundle.
+func big(first, n int) (batch []log.Submission, bundled []byte) {
+	batch = make([]log.Submission, n)
+	for i := range batch {
+		batch[i].Data = bytes.Repeat(fmt.Appendf(nil, "%05d ", first+i), 10_000)
+		batch[i].Identity = sha256.Sum256(batch[i].Data)
+		bundled = append(binary.BigEndian.AppendUint16(bundled, uint16(len(batch[i].Data))), batch[i].Data...)
+	}
+	return batch, bundled
+}
+
+// TestAJournalHoldsWhatADriverDoesNotTake until it is full: then appends fail, and nothing that was appended is lost, whether the driver goes on or
+// the process ends.
+func TestAJournalHoldsWhatADriverDoesNotTake(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "tiles")
+	tree, err := tiles.Open(t.Context(), dir, log.Rekor1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	told := make(chan error, 10)
+	tree.Watch(func(err error) { told <- err })
+	if err := os.WriteFile(filepath.Join(dir, "tile"), nil, 0o644); err != nil { // where the driver wants a directory
+		t.Fatal(err)
+	}
+	size := 0
+	for ; ; size += 10 {
+		batch, _ := big(size, 10)
+		if _, err := tree.Append(t.Context(), batch); fault.ReasonOf(err) == "log_storage" {
+			break
+		} else if err != nil || size > 140 {
+			t.Fatalf("at %d: %v", size, err)
+		}
+	}
+	if size < 120 {
+		t.Errorf("full after %d leaves", size)
+	}
+	if leaves, err := tree.Backlog(); leaves != size || err == nil {
+		t.Errorf("%d leaves wait, %v", leaves, err)
+	}
+	if err := <-told; err == nil {
+		t.Error("it was not told that the driver fails")
+	}
+	_, want := big(0, size)
+	whole := func(what string, r reader) {
+		t.Helper()
+		if got, err := r.Size(t.Context()); err != nil || got != uint64(size) {
+			t.Errorf("%s: size %d, %v, want %d", what, got, err, size)
+		}
+		if got, err := r.Bundle(t.Context(), 0, uint8(size)); err != nil || !bytes.HasPrefix(got, want) {
+			t.Errorf("%s: the bundle has %d bytes, %v, want %d", what, len(got), err, len(want))
+		}
+	}
+	whole("while the driver fails", tree)
+	beside, err := tiles.OpenDir(dir, log.Rekor1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole("read beside it", beside)
+
+	crashed := filepath.Join(t.TempDir(), "crashed")
+	if out, err := exec.Command("cp", "-r", dir, crashed).CombinedOutput(); err != nil {
+		t.Fatalf("%s", out)
+	}
+	for _, dir := range []string{crashed, dir} {
+		if err := os.Remove(filepath.Join(dir, "tile")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next, err := tiles.Open(t.Context(), crashed, log.Rekor1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole("the next process", next)
+	if err := next.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(crashed, ".state", "tail")); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := tiles.OpenDir(crashed, log.Rekor1); err != nil {
+		t.Error(err)
+	} else {
+		whole("integrated", d)
+	}
+
+	if err := <-told; err != nil {
+		t.Errorf("it was told %v, not that the driver goes on", err)
+	}
+	batch, more := big(size, 10)
+	if indexes, err := tree.Append(t.Context(), batch); err != nil || indexes[0] != uint64(size) {
+		t.Fatal(indexes, err)
+	}
+	size, want = size+10, append(want, more...)
+	whole("once the driver goes on", tree)
+}
+
+// TestFilesBeyondTheTreeAreNotRead: an integration that failed has left them.
+func TestFilesBeyondTheTreeAreNotRead(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "tiles")
+	tree, err := tiles.Open(t.Context(), dir, log.Rekor1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	if _, err := tree.Append(t.Context(), leaves(log.Rekor1, 0, 2)); err != nil {
+		t.Fatal(err)
+	}
+	tree.Hold() // what is there is integrated, what comes stays in the journal
+	if _, err := tree.Append(t.Context(), leaves(log.Rekor1, 2, 3)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"tile/entries/000.p/5", "tile/0/000.p/5"} {
+		if err := os.WriteFile(filepath.Join(dir, name), bytes.Repeat([]byte{7}, 160), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := tiles.OpenDir(dir, log.Rekor1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds(t, "read", d, log.Rekor1, 5)
+	holds(t, "open", tree, log.Rekor1, 5)
+	if got, err := d.Content(log.Rekor1, "tile/entries/000.p/5"); err != nil || bytes.HasPrefix(got, []byte{7}) || !bytes.HasSuffix(got, []byte("leaf 4, and what it says")) {
+		t.Errorf("copied: %q, %v", got, err)
+	}
+}
+
+// TestADriverThatBreaksTheOrderStopsThere: the journal has what was signed, and keeps it.
+func TestADriverThatBreaksTheOrderStopsThere(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "tiles")
+	tree, err := tiles.Open(t.Context(), dir, log.Rekor1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan error, 10)
+	tree.Watch(func(err error) { told <- err })
+	tree.AddFirst(leaves(log.Rekor1, 99, 1)[0])
+	if _, err := tree.Append(t.Context(), leaves(log.Rekor1, 0, 3)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-told; err == nil || !strings.Contains(err.Error(), "gave leaf 0 index 1") {
+		t.Errorf("it was told %v", err)
+	}
+	holds(t, "open", tree, log.Rekor1, 3)
+	if err := tree.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if frames, err := journal.Read(filepath.Join(dir, ".state", "tail")); err != nil || len(frames) != 1 {
+		t.Errorf("%d frames are in the journal, %v", len(frames), err)
+	}
+}
+
+// TestAJournalThatIsNotTheTreesStopsTheStart is one that is damaged, or begins beyond the tree.
+func TestAJournalThatIsNotTheTreesStopsTheStart(t *testing.T) {
+	for name, spoil := range map[string]func(tail string) error{
+		"damaged": func(tail string) error { return os.WriteFile(tail, bytes.Repeat([]byte("x"), 8192), 0o644) },
+		"of a later tree": func(tail string) error {
+			return errors.Join(os.Remove(tail), journal.Create(tail, [][]byte{{0, 0, 0, 0, 0, 0, 0, 9, 0, 1, 'x'}}))
+		},
+		"of another kind of log": func(tail string) error {
+			return errors.Join(os.Remove(tail), journal.Create(tail, [][]byte{{0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 'x'}}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "tiles")
+			tree, err := tiles.Open(t.Context(), dir, log.Rekor1)
+			if err == nil {
+				err = tree.Close()
+			}
+			if err == nil {
+				err = spoil(filepath.Join(dir, ".state", "tail"))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tree, err := tiles.Open(t.Context(), dir, log.Rekor1); err == nil || !strings.Contains(err.Error(), "move it away") {
+				t.Errorf("opened %v: %v", tree, err)
+			}
+			if _, err := tiles.OpenDir(dir, log.Rekor1); err == nil {
+				t.Error("read")
+			}
+			if _, err := tiles.OpenQueued(t.Context(), dir, log.Rekor1); err == nil {
+				t.Error("opened for several processes")
+			}
+		})
 	}
 }

@@ -9,7 +9,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -31,8 +33,11 @@ type Tree struct {
 
 const (
 	// batchAge is how long Tessera waits for a batch to fill. Our batches arrive whole, so
-	// this is only the time that handing one over may take before it would be split.
-	batchAge = time.Millisecond
+	// this is only the time that handing one over may take before it would be split. Nobody waits for the driver
+	// of a directory.
+	batchAge = 20 * time.Millisecond
+	// s3BatchAge is the same for the driver of S3, which queues, so that the order of its batches does not matter.
+	s3BatchAge = time.Millisecond
 	// publishInterval paces Tessera's own publisher, which only its garbage collector reads.
 	publishInterval = time.Second
 )
@@ -40,7 +45,7 @@ const (
 // Open opens or creates the tree in dir, for one process. The driver publishes under a signer without a key:
 // only the log's fence signs what clients see.
 func Open(ctx context.Context, dir string, kind log.Kind) (*Tree, error) {
-	t, err := OpenQueued(ctx, dir, kind)
+	t, err := openDriver(ctx, dir, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -53,6 +58,13 @@ func Open(ctx context.Context, dir string, kind log.Kind) (*Tree, error) {
 // OpenQueued is Open for a log that is fed from a queue: its submissions are durable already, and several processes may append in turn, so there
 // is no journal before the driver.
 func OpenQueued(ctx context.Context, dir string, kind log.Kind) (*Tree, error) {
+	if _, err := os.Lstat(filepath.Join(dir, tailPath)); !errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.Join(fmt.Errorf("the tree in %s has a journal: it is for one process", dir), err)
+	}
+	return openDriver(ctx, dir, kind)
+}
+
+func openDriver(ctx context.Context, dir string, kind log.Kind) (*Tree, error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	storage, err := posix.New(ctx, posix.Config{Path: dir})
 	if err != nil {
@@ -60,7 +72,7 @@ func OpenQueued(ctx context.Context, dir string, kind log.Kind) (*Tree, error) {
 		return nil, fmt.Errorf("opening tiles in %s: %w", dir, err)
 	}
 	books := &bookkeeper{}
-	appender, _, reader, err := tessera.NewAppender(ctx, storage, appendOptions(kind, books, 8*log.MaxBatch))
+	appender, _, reader, err := tessera.NewAppender(ctx, storage, appendOptions(kind, books, 8*log.MaxBatch, batchAge))
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("opening tiles in %s: %w", dir, err)
@@ -81,11 +93,11 @@ func adding(appender *tessera.Appender, kind log.Kind) addFunc {
 	}
 }
 
-func appendOptions(kind log.Kind, books *bookkeeper, maxOutstanding uint) *tessera.AppendOptions {
+func appendOptions(kind log.Kind, books *bookkeeper, maxOutstanding uint, age time.Duration) *tessera.AppendOptions {
 	opts := tessera.NewAppendOptions().
 		WithCheckpointSigner(books).
 		WithCheckpointInterval(publishInterval).
-		WithBatching(log.MaxBatch, batchAge).
+		WithBatching(log.MaxBatch, age).
 		WithPushback(maxOutstanding)
 	if kind == log.CT {
 		opts = opts.WithCTLayout()
@@ -137,6 +149,22 @@ func (t *Tree) Size(ctx context.Context) (uint64, error) {
 		return t.tail.size(), nil
 	}
 	return t.driver.size(ctx)
+}
+
+// Backlog implements log.Backlogged.
+func (t *Tree) Backlog() (leaves int, err error) {
+	if t.tail == nil {
+		return 0, nil
+	}
+	leaves, err, _ = t.tail.state()
+	return leaves, err
+}
+
+// Watch implements log.Backlogged.
+func (t *Tree) Watch(f func(error)) {
+	if t.tail != nil {
+		t.tail.watch(f)
+	}
 }
 
 // Queued implements log.Tree: Append waits for integration, so nothing is ever queued behind it.
@@ -227,6 +255,7 @@ func (b *bookkeeper) close() []byte {
 }
 
 var (
-	_ note.Signer  = (*bookkeeper)(nil)
-	_ log.TileTree = (*Tree)(nil)
+	_ note.Signer    = (*bookkeeper)(nil)
+	_ log.TileTree   = (*Tree)(nil)
+	_ log.Backlogged = (*Tree)(nil)
 )
