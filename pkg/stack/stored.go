@@ -253,6 +253,9 @@ func (s storedLog) check(ctx context.Context, rows *log.StoredRows, signed []log
 	return checked, nil
 }
 
+// strayPause is longer than a file that is being written has its temporary name.
+const strayPause = 200 * time.Millisecond
+
 // strays reports files past the tree. While the log runs, those of a batch on its way are not past it for long.
 func strays(ctx context.Context, tree *tiles.Dir, report func(log.Finding)) error {
 	list := func() (map[string]bool, error) {
@@ -267,6 +270,11 @@ func strays(ctx context.Context, tree *tiles.Dir, report func(log.Finding)) erro
 	first, err := list()
 	if err != nil || len(first) == 0 {
 		return err
+	}
+	select {
+	case <-time.After(strayPause):
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	still, err := list()
 	if err != nil {

@@ -306,6 +306,21 @@ func tracer(t *testing.T) string {
 	return strace
 }
 
+// restored puts a restored backup of an instance that does not run into its place, with its fence.
+func (s *stack) restored() {
+	s.t.Helper()
+	b := newSandbox(s.t)
+	backup, before := filepath.Join(s.t.TempDir(), "backup"), s.dir+".before"
+	key := publicBackupKey(s.t, b.must(attestry, "backup", "--dir", s.dir, "--to", backup))
+	if err := os.Rename(s.dir, before); err != nil {
+		s.t.Fatal(err)
+	}
+	b.must(attestry, "restore", "--from", backup, "--backup-key", key, "--dir", s.dir)
+	if err := os.Rename(filepath.Join(before, "fence"), filepath.Join(s.dir, "fence")); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // TestIOErrorsLoseNothing has system calls fail with EIO in the running program, every few of them, and then none
 // any more. (A device that fails would be nearer to life. Loop devices on a full file system report short writes as whole
 // ones, so that fsync succeeds without the data; device-mapper's error target is not in every kernel.)
@@ -347,6 +362,11 @@ func TestIOErrorsLoseNothing(t *testing.T) {
 			stop()
 		})
 		if end != nil {
+			s.fsck()
+			s.restored() // what is in the journals alone is in a backup, too
+			if n := strings.Count(runAttestry(t, "ca", "issued", "--dir", s.dir, "--limit", "10000", "--output", "json"), "\n"); n < a.l.count(ctLog) {
+				t.Errorf("%d certificates left, %d have a record", a.l.count(ctLog), n)
+			}
 			s.start()
 		} else {
 			eventually(t, "it is ready again", func() bool {

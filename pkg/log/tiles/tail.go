@@ -22,8 +22,10 @@ import (
 	"github.com/attestry/attestry/pkg/log"
 )
 
-// tailPath is the journal of leaves that the driver has not integrated yet.
-const tailPath = ".state/tail"
+const (
+	tailPath = ".state/tail"           // the journal of leaves that the driver has not integrated yet
+	lockPath = ".state/treeState.lock" // Tessera's
+)
 
 const (
 	tailBytes  = 8 << 20                // of the journal
@@ -563,6 +565,7 @@ func parseEntry(s *cryptobyte.String) (*ctonly.Entry, bool) {
 
 // driver is Tessera's tree.
 type driver struct {
+	dir    string
 	add    addFunc
 	reader tessera.LogReader
 }
@@ -583,10 +586,13 @@ func (d *driver) append(ctx context.Context, batch []log.Submission) ([]uint64, 
 // hand adds the beginning of batch: as much as can be handed over before Tessera takes what it has, since two of its batches that are on their way
 // at once may change places.
 func (d *driver) hand(ctx context.Context, batch []log.Submission) ([]uint64, error) {
+	if err := d.lockable(); err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	var futures []tessera.IndexFuture
 	for i := range batch {
-		if i > 0 && time.Since(began) > batchAge/4 {
+		if i > 0 && time.Since(began) > batchAge/2 {
 			break
 		}
 		futures = append(futures, d.add(ctx, &batch[i]))
@@ -605,6 +611,17 @@ func (d *driver) hand(ctx context.Context, batch []log.Submission) ([]uint64, er
 		return nil, errs[0]
 	}
 	return indexes, nil
+}
+
+// lockable tells whether Tessera can open its lock: it panics where it cannot, as on a volume that has turned read-only. This leaves a few
+// milliseconds for that. Closing the file releases this process's locks on it (fcntl(2)); Tessera holds it while it integrates, and nothing
+// has been handed over yet. access(2) would not do: ext4 does not call itself read-only after an error.
+func (d *driver) lockable() error {
+	lock, err := os.OpenFile(filepath.Join(d.dir, lockPath), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	return lock.Close()
 }
 
 func (d *driver) size(ctx context.Context) (uint64, error) { return d.reader.IntegratedSize(ctx) }

@@ -33,9 +33,8 @@ type Tree struct {
 
 const (
 	// batchAge is how long Tessera waits for a batch to fill. Our batches arrive whole, so
-	// this is only the time that handing one over may take before it would be split. Nobody waits for the driver
-	// of a directory.
-	batchAge = 20 * time.Millisecond
+	// this is only the time that handing one over may take before it would be split.
+	batchAge = 4 * time.Millisecond
 	// s3BatchAge is the same for the driver of S3, which queues, so that the order of its batches does not matter.
 	s3BatchAge = time.Millisecond
 	// publishInterval paces Tessera's own publisher, which only its garbage collector reads.
@@ -77,7 +76,7 @@ func openDriver(ctx context.Context, dir string, kind log.Kind) (*Tree, error) {
 		cancel()
 		return nil, fmt.Errorf("opening tiles in %s: %w", dir, err)
 	}
-	return &Tree{driver: &driver{add: adding(appender, kind), reader: reader}, books: books, stopped: cancel}, nil
+	return &Tree{driver: &driver{dir: dir, add: adding(appender, kind), reader: reader}, books: books, stopped: cancel}, nil
 }
 
 // addFunc hands one submission to Tessera.
