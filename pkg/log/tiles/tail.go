@@ -277,7 +277,7 @@ func (t *tail) append(ctx context.Context, batch []log.Submission) ([]uint64, er
 		if !errors.Is(err, journal.ErrFull) {
 			return nil, err
 		}
-		waiting, failed, changed := t.state()
+		waiting, changed, failed := t.state()
 		if waiting == 0 {
 			if again {
 				return t.direct(ctx, batch) // larger than the journal
@@ -297,10 +297,10 @@ func (t *tail) append(ctx context.Context, batch []log.Submission) ([]uint64, er
 	}
 }
 
-func (t *tail) state() (waiting int, failed error, changed chan struct{}) {
+func (t *tail) state() (waiting int, changed chan struct{}, failed error) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return len(t.run.leaves), t.failed, t.changed
+	return len(t.run.leaves), t.changed, t.failed
 }
 
 // watch has f called with the error when the driver begins to fail, and with nil when it goes on.

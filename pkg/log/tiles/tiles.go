@@ -155,7 +155,7 @@ func (t *Tree) Backlog() (leaves int, err error) {
 	if t.tail == nil {
 		return 0, nil
 	}
-	leaves, err, _ = t.tail.state()
+	leaves, _, err = t.tail.state()
 	return leaves, err
 }
 
