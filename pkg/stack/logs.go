@@ -664,9 +664,10 @@ func (c *CTLogs) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	http.StripPrefix("/ct/"+name, h).ServeHTTP(w, r)
 }
 
-// AddPreChain submits to the newest log, see ct.Handler. A chain that meets it frozen goes to its successor.
+// AddPreChain submits what the CA of this process signed to the newest log, see ct.Handler.AddOwnPreChain. A chain
+// that meets it frozen goes to its successor.
 func (c *CTLogs) AddPreChain(ctx context.Context, chain [][]byte) ([]byte, error) {
-	return c.add(ctx, chain, (*ct.Handler).AddPreChain)
+	return c.add(ctx, chain, (*ct.Handler).AddOwnPreChain)
 }
 
 // AddChain is AddPreChain for a certificate in place of a precertificate.

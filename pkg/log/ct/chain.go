@@ -62,8 +62,8 @@ func newVerifier(roots [][]byte, issuers *issuerStore, shard window) (*verifier,
 }
 
 // entry returns the log entry for chain[0], without timestamp. Every issuer certificate that
-// it names is durable then. Errors that are the submitter's are fault.Invalid or TooLarge.
-func (v *verifier) entry(chain [][]byte, precert bool) (*ctonly.Entry, error) {
+// it names is durable then. Errors that are the submitter's are fault.Invalid or TooLarge. own: see Handler.AddOwnPreChain.
+func (v *verifier) entry(chain [][]byte, precert, own bool) (*ctonly.Entry, error) {
 	switch {
 	case len(chain) == 0:
 		return nil, badChain("empty_chain", nil, "the chain is empty")
@@ -89,7 +89,7 @@ func (v *verifier) entry(chain [][]byte, precert bool) (*ctonly.Entry, error) {
 		return nil, fault.New(fault.Invalid, "not_after_outside_shard", nil, "the certificate expires at %s, this log takes those that expire %s: use another shard",
 			leaf.notAfter.UTC().Format(time.RFC3339), v.shard)
 	}
-	above, err := v.path(leaf, chain[1:])
+	above, err := v.path(leaf, chain[1:], own)
 	if err != nil {
 		return nil, err
 	}
@@ -109,8 +109,9 @@ func (v *verifier) entry(chain [][]byte, precert bool) (*ctonly.Entry, error) {
 }
 
 // path verifies leaf's signature and returns what is above it. The issuers' own signatures
-// are verified once: an authority submits thousands of certificates under one chain.
-func (v *verifier) path(leaf certificate, issuers [][]byte) (*path, error) {
+// are verified once: an authority submits thousands of certificates under one chain. So is the first
+// signature of an authority of this process.
+func (v *verifier) path(leaf certificate, issuers [][]byte, own bool) (*path, error) {
 	if len(issuers) == 0 {
 		return v.pathFromRoot(leaf)
 	}
@@ -129,6 +130,9 @@ func (v *verifier) path(leaf certificate, issuers [][]byte) (*path, error) {
 			return nil, badChain("bad_signature", err, "certificate 0 is not signed by certificate 1")
 		}
 		return v.keep(key, certs)
+	}
+	if own {
+		return above, nil
 	}
 	if err := leaf.signedBy(above.issuer); err != nil {
 		return nil, badChain("bad_signature", err, "certificate 0 is not signed by certificate 1")

@@ -183,7 +183,7 @@ func (h *Handler) addOverHTTP(w http.ResponseWriter, r *http.Request, precert bo
 	if err != nil {
 		return err
 	}
-	s, receipt, err := h.add(r.Context(), chain, precert)
+	s, receipt, err := h.add(r.Context(), chain, precert, false)
 	if err != nil {
 		return err
 	}
