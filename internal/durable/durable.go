@@ -58,12 +58,22 @@ func RemoveTemps(dir string) error {
 
 // LockDir keeps two commands from changing files of a directory at once: it fails while another process, or an earlier
 // call, holds the lock. It ends with release or with the process, and leaves no file.
-func LockDir(path string) (release func(), err error) {
+func LockDir(path string) (release func(), err error) { return lockDir(path, syscall.LOCK_NB) }
+
+// WaitDir is LockDir for commands that do the same and may follow each other: it waits until the lock is free.
+func WaitDir(path string) (release func(), err error) { return lockDir(path, 0) }
+
+func lockDir(path string, how int) (release func(), err error) {
 	dir, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	for {
+		if err = syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|how); !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	if err != nil {
 		dir.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, fmt.Errorf("another command is changing %s", path)

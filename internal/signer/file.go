@@ -20,20 +20,32 @@ func openFile(path string, password []byte) (crypto.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key: %w", err)
 	}
-	block, err := privateBlock(data)
+	key, err := Parse(data, password)
 	if err != nil {
 		return nil, fmt.Errorf("key %s: %w", path, err)
 	}
+	return key, nil
+}
+
+// Parse returns the one private key in PEM text, in the forms that Open takes from a file.
+func Parse(data, password []byte) (crypto.Signer, error) {
+	if len(data) > maxKeyFile {
+		return nil, fmt.Errorf("over %d bytes", maxKeyFile)
+	}
+	block, err := privateBlock(data)
+	if err != nil {
+		return nil, err
+	}
 	if password == nil && (strings.HasPrefix(block.Type, "ENCRYPTED ") || block.Headers["DEK-Info"] != "") {
-		return nil, fmt.Errorf("key %s: it is encrypted and no password was given", path)
+		return nil, errors.New("it is encrypted and no password was given")
 	}
 	key, err := cryptoutils.UnmarshalPEMToPrivateKey(pem.EncodeToMemory(block), cryptoutils.StaticPasswordFunc(password))
 	if err != nil {
-		return nil, fmt.Errorf("key %s: %w", path, err)
+		return nil, err
 	}
 	s, ok := key.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("key %s: a %T cannot sign", path, key)
+		return nil, fmt.Errorf("a %T cannot sign", key)
 	}
 	return s, nil
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/youmark/pkcs8"
 
+	"github.com/attestry/attestry/internal/durable"
 	"github.com/attestry/attestry/internal/limit"
 )
 
@@ -93,11 +94,11 @@ func Create(path string, alg Algorithm) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	text, err := PrivatePEM(key)
 	if err != nil {
-		return nil, fmt.Errorf("encoding key: %w", err)
+		return nil, err
 	}
-	if err := store(path, &pem.Block{Type: "PRIVATE KEY", Bytes: der}); err != nil {
+	if err := Store(path, text); err != nil {
 		return nil, err
 	}
 	return key, nil
@@ -119,32 +120,28 @@ func CreateEncrypted(path string, alg Algorithm, password []byte) (crypto.Signer
 	if err != nil {
 		return nil, fmt.Errorf("encrypting key: %w", err)
 	}
-	if err := store(path, &pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: der}); err != nil {
+	if err := Store(path, pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: der})); err != nil {
 		return nil, err
 	}
 	return key, nil
 }
 
-// store writes a new key file. It is written aside and linked into place: a crash leaves either no key or a whole one,
-// and link, unlike rename, refuses to replace a key that another process made meanwhile.
-func store(path string, block *pem.Block) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".key-*")
+// Store writes the PEM text of a key to a new file, durably, with mode 0600. It is written aside and linked into place: a crash leaves either no key or a whole one,
+// and link, unlike rename, refuses to replace a key that another process made meanwhile: os.ErrExist.
+func Store(path string, text []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), durable.Temp+"key-*")
 	if err != nil {
 		return fmt.Errorf("creating key: %w", err)
 	}
 	defer os.Remove(f.Name())
-	_, err = f.Write(pem.EncodeToMemory(block))
+	_, err = f.Write(text)
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("writing key %s: %w", path, err)
 	}
 	if err := os.Link(f.Name(), path); err != nil {
 		return fmt.Errorf("creating key: %w", err)
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("creating key: %w", err)
-	}
-	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
+	if err := durable.SyncDir(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("creating key %s: %w", path, err)
 	}
 	return nil
@@ -174,6 +171,15 @@ func New(alg Algorithm) (crypto.Signer, error) {
 	default:
 		return nil, fmt.Errorf("key algorithm %q is not one of %s, %s, %s, %s", alg, P256, P384, RSA4096, Ed25519)
 	}
+}
+
+// PrivatePEM returns a key that is in memory as one PKCS#8 "PRIVATE KEY" PEM block, unencrypted.
+func PrivatePEM(key crypto.Signer) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encoding key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 // PublicPEM returns pub as one PKIX "PUBLIC KEY" PEM block.
