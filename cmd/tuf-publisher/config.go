@@ -75,7 +75,8 @@ type recordConfig struct {
 	Kind string `mapstructure:"kind"`
 	// URL is the base URL of the service, for a tsa its full URL.
 	URL string `mapstructure:"url"`
-	// Origin is a log's checkpoint origin; for rekor2 it must be the host name of URL, and is by default.
+	// Origin is a log's checkpoint origin; for rekor2 it must be the host name of URL, and is by default; of a
+	// rekor1 log of tlog the default is right, too.
 	Origin string `mapstructure:"origin"`
 	// PublicKeyFile has a log's key, ChainFile the chain of a ca or tsa, root last; both PEM.
 	PublicKeyFile string `mapstructure:"public-key-file"`

@@ -3,15 +3,12 @@ package stack
 import (
 	"context"
 	"crypto"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,6 +28,7 @@ import (
 	"github.com/attestry/attestry/pkg/log/rekor1"
 	"github.com/attestry/attestry/pkg/log/rekor2"
 	"github.com/attestry/attestry/pkg/log/witness"
+	"github.com/attestry/attestry/pkg/trust"
 )
 
 // LogSpec is one log that configuration names.
@@ -305,7 +303,7 @@ func (o LogsOptions) options(m *member) (log.Options, error) {
 	switch m.spec.Kind {
 	case log.Rekor1:
 		opts.TreeID = treeID(m.spec.Key)
-		opts.Origin = rekor1Origin(host, opts.TreeID)
+		opts.Origin = trust.Rekor1Origin(host, opts.TreeID)
 	case log.CT:
 		opts.Origin = ctOrigin(host, m.spec.Shard)
 		opts.Name = opts.Origin
@@ -688,19 +686,14 @@ func (c *CTLogs) add(ctx context.Context, chain [][]byte, submit func(*ct.Handle
 // LogKey is the newest log's key, ECDSA P-256.
 func (c *CTLogs) LogKey() crypto.PublicKey { return c.set.Load().newest.LogKey() }
 
-// treeID is the positive 63-bit number that Rekor v1 calls its tree. A log here has one tree for one
-// key, so it is made of the key and needs no storage.
+// treeID is trust.TreeID of a log's key.
 func treeID(key crypto.Signer) int64 {
 	spki, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
 		return 1 // log.Open refuses such a key with the reason
 	}
-	sum := sha256.Sum256(spki)
-	return int64(binary.BigEndian.Uint64(sum[:8])>>1 | 1)
+	return trust.TreeID(spki)
 }
-
-// rekor1Origin is the form by which clients tell v1 checkpoints from v2's.
-func rekor1Origin(host string, id int64) string { return host + " - " + strconv.FormatInt(id, 10) }
 
 // ctOrigin is the submission prefix without scheme and, since it may change, without port.
 func ctOrigin(host, shard string) string { return host + "/ct/" + shard }

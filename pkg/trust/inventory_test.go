@@ -3,9 +3,12 @@ package trust
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -261,4 +264,49 @@ func FuzzInventory(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestARekorV1LogsOriginFollowsFromItsKey is about records without one, in inventories of before as well.
+func TestARekorV1LogsOriginFollowsFromItsKey(t *testing.T) {
+	records := oneOfEach(t)
+	i := slices.IndexFunc(records, func(r Record) bool { return r.Kind == Rekor1 })
+	r := records[i]
+	r.Origin = ""
+	without := r
+	if err := without.parse(); err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(r.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := Rekor1Origin(u.Hostname(), TreeID(without.spki)); without.Origin != want {
+		t.Errorf("origin %q, want %q", without.Origin, want)
+	}
+	stored := without
+	stored.Origin = ""
+	line, err := json.Marshal(event{Seq: 1, Time: epoch, Event: "add", Record: &stored})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "inventory.jsonl")
+	if err := os.WriteFile(path, append(line, '\n'), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	inv, err := OpenInventory(path, func() time.Time { return epoch })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, again := range []Record{r, without} {
+		if _, err := inv.Add(again); err != nil {
+			t.Error(err)
+		}
+	}
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, append(line, '\n')) {
+		t.Errorf("adding it again changed the inventory (%v)", err)
+	}
+	r.Origin = "localhost - 1"
+	if _, err := inv.Add(r); !errors.Is(err, ErrConflict) {
+		t.Errorf("another origin: %v", err)
+	}
 }

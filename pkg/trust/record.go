@@ -10,11 +10,13 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -50,7 +52,8 @@ type Record struct {
 	// URL is the base URL of the CA or log, the full URL of a TSA.
 	URL string `json:"url"`
 	// Origin is a log's checkpoint origin: for Rekor v2 the bare host name of URL, because
-	// sigstore-go makes the note verifier's name from the base URL.
+	// sigstore-go makes the note verifier's name from the base URL. A Rekor v1 log's default is what our
+	// server makes of URL and key, see Rekor1Origin.
 	Origin string `json:"origin,omitempty"`
 	// PublicKeyPEM is the PKIX key of a log, ChainPEM the certificates of a CA or TSA.
 	PublicKeyPEM string `json:"publicKey,omitempty"`
@@ -161,6 +164,13 @@ func (r *Record) parseLog() error {
 	if err != nil {
 		return err
 	}
+	if r.Kind == Rekor1 && r.Origin == "" {
+		u, err := url.Parse(r.URL)
+		if err != nil {
+			return err
+		}
+		r.Origin = Rekor1Origin(u.Hostname(), TreeID(r.spki))
+	}
 	if r.Kind == Rekor1 && details != commonpb.PublicKeyDetails_PKIX_ECDSA_P256_SHA_256 {
 		return errors.New("a Rekor v1 log needs an ECDSA P-256 key: clients verify its SETs with nothing else")
 	}
@@ -170,6 +180,16 @@ func (r *Record) parseLog() error {
 	r.digest = logID(r.Kind, r.Origin, key, r.spki)
 	return nil
 }
+
+// TreeID is the positive 63-bit number that Rekor v1 calls its tree. A log of ours has one tree for one key, so it is made of the
+// key, DER SubjectPublicKeyInfo, and nobody has to ask for it.
+func TreeID(spki []byte) int64 {
+	sum := sha256.Sum256(spki)
+	return int64(binary.BigEndian.Uint64(sum[:8])>>1 | 1)
+}
+
+// Rekor1Origin is the origin of a Rekor v1 log's checkpoints, "HOST - TREE", by which clients tell them from v2's.
+func Rekor1Origin(host string, tree int64) string { return host + " - " + strconv.FormatInt(tree, 10) }
 
 // logID follows RFC 6962, section 3.2, for CT logs and Rekor v1, and c2sp.org/signed-note for
 // the checkpoint keys of Rekor v2, where an ECDSA key has the same ID either way.
