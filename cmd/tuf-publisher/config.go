@@ -28,6 +28,9 @@ type publisherConfig struct {
 	// CreateKeys makes the keys that are missing when the repository is new. Default false: a
 	// mistyped keys-dir must not make another root of trust.
 	CreateKeys bool `mapstructure:"create-keys"`
+	// SignedRoots is a directory with N.root.json that holders signed elsewhere, see `attestry trust`; may be KeysDir. The publisher
+	// then makes no root, and publishes each further version once it is there. KeysDir needs targets.pem and online.pem alone.
+	SignedRoots string `mapstructure:"signed-roots"`
 	// Holders and Threshold shape the first root: 3 and 2. A repository that exists keeps its own.
 	Holders   int `mapstructure:"holders"`
 	Threshold int `mapstructure:"threshold"`
@@ -108,6 +111,9 @@ func (c *publisherConfig) Validate() error {
 		if required.value == "" {
 			p.Addf("%s", required.text)
 		}
+	}
+	if c.SignedRoots != "" && c.CreateKeys {
+		p.Addf("create-keys contradicts signed-roots: a root that was signed elsewhere names its keys")
 	}
 	if c.Threshold < 1 || c.Threshold > c.Holders {
 		p.Addf("threshold %d of %d holders makes no sense", c.Threshold, c.Holders)

@@ -49,7 +49,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 		return err
 	}
 	publisher, err := trust.OpenPublisher(trust.PublisherOptions{
-		Dir: cfg.Dir, KeysDir: cfg.KeysDir, CreateKeys: cfg.CreateKeys, Holders: cfg.Holders, Threshold: cfg.Threshold,
+		Dir: cfg.Dir, KeysDir: cfg.KeysDir, CreateKeys: cfg.CreateKeys, SignedRoots: cfg.SignedRoots, Holders: cfg.Holders, Threshold: cfg.Threshold,
 		RootLife: cfg.RootLife, TargetsLife: cfg.TargetsLife, SnapshotLife: cfg.SnapshotLife, TimestampLife: cfg.TimestampLife,
 		Derive: trust.DeriveOptions{Operator: cfg.Operator, OIDCIssuers: cfg.OIDCIssuers},
 		Logger: logger, Registerer: reg,

@@ -23,6 +23,9 @@ type PublisherOptions struct {
 	Dir, KeysDir string
 	// CreateKeys lets the first publication make the keys that KeysDir lacks.
 	CreateKeys bool
+	// SignedRoots, if set, is a directory with the root metadata, N.root.json, that holders signed elsewhere, see CreateRoot. The
+	// publisher then makes no root: it starts with what is there, and publishes each further version once it finds it. May be KeysDir.
+	SignedRoots string
 	// Holders and Threshold shape the first root: how many keys for root and targets, and
 	// how many of them must sign (3 and 2).
 	Holders, Threshold int
@@ -120,6 +123,9 @@ func (o *PublisherOptions) complete() error {
 		if *life.to < time.Minute {
 			return fmt.Errorf("metadata cannot live for %s only", *life.to)
 		}
+	}
+	if o.SignedRoots != "" && o.CreateKeys {
+		return errors.New("a root that was signed elsewhere names its keys, so none can be made")
 	}
 	if o.Holders == 0 && o.Threshold == 0 {
 		o.Holders, o.Threshold = 3, 2
@@ -259,7 +265,8 @@ func (p *Publisher) Refresh(context.Context) error {
 
 // update publishes entries (nil: the targets stay) together with everything that is due.
 func (p *Publisher) update(entries map[string]*metadata.TargetFiles, files []file) error {
-	err := p.publish(entries, files)
+	// A root that cannot be adopted must not keep the timestamp from being signed.
+	err := errors.Join(p.adopt(), p.publish(entries, files))
 	if err == nil && p.ring.next != nil {
 		err = p.continueRotation()
 	}
@@ -293,7 +300,7 @@ func (p *Publisher) due(now time.Time) map[string]bool {
 		if expires.IsZero() || now.Before(p.dueAt(role)) {
 			continue
 		}
-		if p.ring.can(p.repo.root.Signed, role) {
+		if p.ring.can(p.repo.root.Signed, role) && !(role == metadata.ROOT && p.opts.SignedRoots != "") {
 			due[role] = true
 		} else if now.Sub(p.warned[role]) >= 24*time.Hour {
 			p.warned[role] = now

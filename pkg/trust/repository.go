@@ -205,6 +205,7 @@ func highest(dir, role string) (int64, error) {
 // publication is the files of one step from a state that clients accept to the next.
 type publication struct {
 	targetFiles []file
+	signedRoots []file // that holders signed elsewhere, in the order of their versions
 	targets     *metadata.Metadata[metadata.TargetsType]
 	snapshot    *metadata.Metadata[metadata.SnapshotType]
 	root        *metadata.Metadata[metadata.RootType]
@@ -230,6 +231,12 @@ func (p *publication) encode() error {
 		if err := addStage(p, metadata.SNAPSHOT, versioned(metadata.SNAPSHOT, p.snapshot.Signed.Version), p.snapshot); err != nil {
 			return err
 		}
+	}
+	for _, root := range p.signedRoots { // as they were signed, byte for byte
+		p.stages = append(p.stages, []file{root})
+	}
+	if n := len(p.signedRoots); n > 0 {
+		p.stages = append(p.stages, []file{{rootCopy, p.signedRoots[n-1].data, 0o644}})
 	}
 	if p.root != nil {
 		if err := addStage(p, metadata.ROOT, versioned(metadata.ROOT, p.root.Signed.Version), p.root); err != nil {

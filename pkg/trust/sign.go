@@ -13,16 +13,28 @@ import (
 func (p *Publisher) build(entries map[string]*metadata.TargetFiles, files []file, due map[string]bool) (*publication, error) {
 	next := &publication{targetFiles: files}
 	root := p.repo.root
-	if root == nil || due[metadata.ROOT] {
-		var err error
+	var err error
+	switch {
+	case root == nil && p.opts.SignedRoots != "":
+		if next.signedRoots, root, err = p.newRoots(); err != nil {
+			return nil, err
+		}
+		if root == nil {
+			return nil, fmt.Errorf("%s has no 1.root.json", p.opts.SignedRoots)
+		}
+	case root == nil || due[metadata.ROOT]:
 		if root, err = p.buildRoot(); err != nil {
 			return nil, err
 		}
 		next.root = root
 	}
+	return next, p.buildUnder(next, entries, due, root.Signed)
+}
 
+// buildUnder adds the other roles to next, signed by the keys of every one of roots.
+func (p *Publisher) buildUnder(next *publication, entries map[string]*metadata.TargetFiles, due map[string]bool, roots ...metadata.RootType) error {
 	if p.repo.targets == nil && entries == nil {
-		return nil, errors.New("there are no targets yet")
+		return errors.New("there are no targets yet")
 	}
 	if entries != nil || due[metadata.TARGETS] {
 		targets := metadata.Targets(p.expiry(metadata.TARGETS))
@@ -35,29 +47,29 @@ func (p *Publisher) build(entries map[string]*metadata.TargetFiles, files []file
 		}
 		var err error
 		if targets.Signed.Version, err = p.nextVersion(metadata.TARGETS); err != nil {
-			return nil, err
+			return err
 		}
-		if err := sign(targets, metadata.TARGETS, p.ring, root.Signed); err != nil {
-			return nil, err
+		if err := sign(targets, metadata.TARGETS, p.ring, roots...); err != nil {
+			return err
 		}
 		next.targets = targets
 	}
 
 	if next.targets != nil || due[metadata.SNAPSHOT] {
-		snapshot, err := p.buildSnapshot(next.targets, root.Signed)
+		snapshot, err := p.buildSnapshot(next.targets, roots...)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		next.snapshot = snapshot
 	}
 	if next.snapshot != nil || due[metadata.TIMESTAMP] {
-		timestamp, err := p.buildTimestamp(next.snapshot, root.Signed)
+		timestamp, err := p.buildTimestamp(next.snapshot, roots...)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		next.timestamp = timestamp
 	}
-	return next, nil
+	return nil
 }
 
 // buildRoot is the first root, or the present one signed for another life.
@@ -80,7 +92,7 @@ func (p *Publisher) buildRoot() (*metadata.Metadata[metadata.RootType], error) {
 	return root, sign(root, metadata.ROOT, p.ring, p.repo.root.Signed)
 }
 
-func (p *Publisher) buildSnapshot(targets *metadata.Metadata[metadata.TargetsType], root metadata.RootType) (*metadata.Metadata[metadata.SnapshotType], error) {
+func (p *Publisher) buildSnapshot(targets *metadata.Metadata[metadata.TargetsType], roots ...metadata.RootType) (*metadata.Metadata[metadata.SnapshotType], error) {
 	snapshot := metadata.Snapshot(p.expiry(metadata.SNAPSHOT))
 	if p.repo.snapshot != nil {
 		// Clients refuse a snapshot in which an entry of an older one is missing.
@@ -95,10 +107,10 @@ func (p *Publisher) buildSnapshot(targets *metadata.Metadata[metadata.TargetsTyp
 	if snapshot.Signed.Version, err = p.nextVersion(metadata.SNAPSHOT); err != nil {
 		return nil, err
 	}
-	return snapshot, sign(snapshot, metadata.SNAPSHOT, p.ring, root)
+	return snapshot, sign(snapshot, metadata.SNAPSHOT, p.ring, roots...)
 }
 
-func (p *Publisher) buildTimestamp(snapshot *metadata.Metadata[metadata.SnapshotType], root metadata.RootType) (*metadata.Metadata[metadata.TimestampType], error) {
+func (p *Publisher) buildTimestamp(snapshot *metadata.Metadata[metadata.SnapshotType], roots ...metadata.RootType) (*metadata.Metadata[metadata.TimestampType], error) {
 	timestamp := metadata.Timestamp(p.expiry(metadata.TIMESTAMP))
 	if p.repo.timestamp != nil {
 		// Clients ignore a timestamp of a version that they have.
@@ -112,7 +124,7 @@ func (p *Publisher) buildTimestamp(snapshot *metadata.Metadata[metadata.Snapshot
 		}
 		timestamp.Signed.Meta["snapshot.json"] = meta
 	}
-	return timestamp, sign(timestamp, metadata.TIMESTAMP, p.ring, root)
+	return timestamp, sign(timestamp, metadata.TIMESTAMP, p.ring, roots...)
 }
 
 // nextVersion skips versions that a killed publication has used up.
