@@ -32,6 +32,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	root.AddCommand(
 		newUpCommand(),
 		newTokenCommand(),
+		newIssuerCommand(),
 		newSignCommand(),
 		newAttestCommand(),
 		newVerifyCommand(),

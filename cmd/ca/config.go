@@ -181,17 +181,18 @@ func (c *serverConfig) validateRecords(p *config.Problems) {
 }
 
 // parse returns the path of -config FILE, or of CA_CONFIG; "" for none.
-func parse(args []string, stderr io.Writer) (path string, err error) {
+func parse(args []string, stderr io.Writer) (path string, healthcheck bool, err error) {
 	flags := flag.NewFlagSet("ca", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&path, "config", os.Getenv("CA_CONFIG"), "YAML configuration file; every key can also be set as CA_<KEY>")
+	flags.BoolVar(&healthcheck, "healthcheck", false, "ask the ca that runs with this configuration whether it is ready, and end with 1 unless it is")
 	if err := flags.Parse(args); err != nil {
-		return "", err
+		return "", false, err
 	}
 	if flags.NArg() > 0 {
-		return "", fmt.Errorf("unexpected argument %q", flags.Arg(0))
+		return "", false, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	return path, nil
+	return path, healthcheck, nil
 }
 
 // loadConfig reads the file at path, "" for none, and the environment.

@@ -36,9 +36,16 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stderr io.Writer) (result error) {
-	path, err := parse(args, stderr)
+	path, healthcheck, err := parse(args, stderr)
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
+	}
+	if healthcheck {
+		cfg, err := loadConfig(path)
+		if err != nil {
+			return fmt.Errorf("configuration: %w", err)
+		}
+		return server.Probe(ctx, cfg.OpsListen, "/readyz")
 	}
 	level := new(slog.LevelVar)
 	logger := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level}))

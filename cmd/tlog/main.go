@@ -51,6 +51,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
+	if cmd.healthcheck {
+		return server.Probe(ctx, cfg.OpsListen, "/readyz")
+	}
 	logger := slog.New(slog.NewJSONHandler(stderr, nil))
 	klog.SetSlogLogger(logger) // Tessera's own lines, and its MySQL driver's
 	if err := mysql.SetLogger(slog.NewLogLogger(logger.Handler(), slog.LevelWarn)); err != nil {
@@ -110,10 +113,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 
 // command is what to do, serve or something else once.
 type command struct {
-	config     string // file
-	adopt      stack.Adoption
-	fsck       bool
-	lost, note string // flags of adopt
+	config      string // file
+	adopt       stack.Adoption
+	fsck        bool
+	healthcheck bool
+	lost, note  string // flags of adopt
 }
 
 // parse reads the command line.
@@ -126,6 +130,7 @@ func parse(args []string, stderr io.Writer) (command, error) {
 	flags.Uint64Var(&c.adopt.Size, "size", 0, "with -adopt: entries that the log must have, from a checkpoint that somebody kept")
 	flags.StringVar(&c.lost, "lost", "", "with -adopt: A..B, how many entries are left and how many were signed; the log is frozen for good")
 	flags.StringVar(&c.note, "checkpoint", "", "with -lost: file with a checkpoint of the tree of size A")
+	flags.BoolVar(&c.healthcheck, "healthcheck", false, "ask the tlog that runs with this configuration whether it is ready, and end with 1 unless it is")
 	flags.BoolVar(&c.fsck, "fsck", false, "derive all logs again from their entries, say what differs, and stop; tlog may run meanwhile")
 	if err := flags.Parse(args); err != nil {
 		return c, err

@@ -43,6 +43,9 @@ type serverConfig struct {
 
 	// ShutdownGrace is how long requests in flight may take after SIGTERM. Default 8s.
 	ShutdownGrace time.Duration `mapstructure:"shutdown-grace"`
+
+	// healthcheck is the flag -healthcheck.
+	healthcheck bool
 }
 
 func defaults() *serverConfig {
@@ -80,6 +83,7 @@ func loadConfig(args []string, stderr io.Writer) (*serverConfig, error) {
 	flags := flag.NewFlagSet("tsa", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	path := flags.String("config", os.Getenv("TSA_CONFIG"), "YAML configuration file; every key can also be set as TSA_<KEY>")
+	healthcheck := flags.Bool("healthcheck", false, "ask the tsa that runs with this configuration whether it is ready, and end with 1 unless it is")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
@@ -87,5 +91,6 @@ func loadConfig(args []string, stderr io.Writer) (*serverConfig, error) {
 		return nil, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	cfg := defaults()
+	cfg.healthcheck = *healthcheck
 	return cfg, config.Load(cfg, *path, "TSA")
 }

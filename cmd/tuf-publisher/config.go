@@ -70,6 +70,8 @@ type publisherConfig struct {
 
 	// once is the flag -once: publish, write the files and end.
 	once bool
+	// healthcheck is the flag -healthcheck.
+	healthcheck bool
 }
 
 // recordConfig is one key of a service.
@@ -205,6 +207,7 @@ func loadConfig(args []string, stderr io.Writer) (*publisherConfig, error) {
 	flags.SetOutput(stderr)
 	path := flags.String("config", os.Getenv("TUF_PUBLISHER_CONFIG"), "YAML configuration file; every key but records can also be set as TUF_PUBLISHER_<KEY>")
 	once := flags.Bool("once", false, "publish what changed or is due, write the files and end, for a repository that is served elsewhere")
+	healthcheck := flags.Bool("healthcheck", false, "ask the tuf-publisher that runs with this configuration whether it is ready, and end with 1 unless it is")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
@@ -212,6 +215,6 @@ func loadConfig(args []string, stderr io.Writer) (*publisherConfig, error) {
 		return nil, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	cfg := defaults()
-	cfg.once = *once
+	cfg.once, cfg.healthcheck = *once, *healthcheck
 	return cfg, config.Load(cfg, *path, "TUF_PUBLISHER")
 }

@@ -40,6 +40,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
+	if cfg.healthcheck {
+		return server.Probe(ctx, cfg.OpsListen, "/readyz")
+	}
 	logger := slog.New(slog.NewJSONHandler(stderr, nil))
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
