@@ -22,6 +22,7 @@ import (
 
 type devIssuerFlags struct {
 	dir, listen, url    string
+	file, internal      string
 	anyone, healthcheck bool
 }
 
@@ -45,6 +46,8 @@ It is URL/oidc, whatever address it listens on. "attestry token --dir DIR" makes
 	flags.StringVar(&f.dir, "dir", "./attestry-issuer", "directory of its key, made when it is missing")
 	flags.StringVar(&f.listen, "listen", "127.0.0.1:8420", "address of the listener")
 	flags.StringVar(&f.url, "url", "", "public URL, stored at the first run (default http://localhost:PORT)")
+	flags.StringVar(&f.file, "issuer-file", "", "file that gets the issuer-file of a CA that takes its tokens and no others")
+	flags.StringVar(&f.internal, "internal-url", "", "with --issuer-file: where that CA reaches it, if not at --url")
 	flags.BoolVar(&f.anyone, "anyone", false, "listen where others reach it, who can then sign as anyone; otherwise that is refused")
 	flags.BoolVar(&f.healthcheck, "healthcheck", false, "ask the one that runs at --listen whether it is well, and end with 1 unless it is")
 	return cmd
@@ -85,11 +88,25 @@ func runIssuer(ctx context.Context, f devIssuerFlags, stderr io.Writer) error {
 	if err := durable.WriteFile(filepath.Join(f.dir, "url"), []byte(base+"\n"), 0o644); err != nil { // for `attestry token`
 		return fmt.Errorf("--dir: %w", err)
 	}
+	if f.file != "" {
+		if err := durable.WriteFile(f.file, issuerFile(provider.IssuerURL(), f.internal), 0o644); err != nil {
+			return fmt.Errorf("--issuer-file: %w", err)
+		}
+	}
 	mux := http.NewServeMux()
 	mux.Handle("/oidc/", provider)
 	mux.HandleFunc("GET /healthz", server.Healthz)
 	logger.Info("serving", "listen", ln.Addr().String(), "issuer", provider.IssuerURL())
 	return server.Run(ctx, ln, mux, drainTime, logger)
+}
+
+// issuerFile is an issuer-file of ca, see docs/ca.md.
+func issuerFile(url, internal string) []byte {
+	text := fmt.Sprintf("oidc-issuers:\n  %q:\n    client-id: %s\n    type: email\n    allow-http: true\n", url, issuer.ClientID)
+	if internal != "" {
+		text += fmt.Sprintf("    discovery-url: %q\n", strings.TrimRight(internal, "/")+"/oidc")
+	}
+	return []byte(text)
 }
 
 // sameIssuer refuses another URL than a run before had: it would be another issuer, whose tokens no CA expects.

@@ -6,6 +6,8 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/attestry/attestry/internal/config"
@@ -72,6 +74,13 @@ type publisherConfig struct {
 	once bool
 	// healthcheck is the flag -healthcheck.
 	healthcheck bool
+	// flagged are the values of -record, which come before Records.
+	flagged []recordConfig
+}
+
+// records are those of the flags and those of the file.
+func (c *publisherConfig) records() []recordConfig {
+	return append(slices.Clone(c.flagged), c.Records...)
 }
 
 // recordConfig is one key of a service.
@@ -144,7 +153,7 @@ func (c *publisherConfig) Validate() error {
 			p.Addf("tuf-url %q is not http:// or https:// with a host; client-dir needs it", c.TUFURL)
 		}
 	}
-	for i, r := range c.Records {
+	for i, r := range c.records() {
 		if _, err := r.record(); err != nil {
 			p.Addf("records[%d]: %v", i, err)
 		}
@@ -207,6 +216,12 @@ func loadConfig(args []string, stderr io.Writer) (*publisherConfig, error) {
 	flags.SetOutput(stderr)
 	path := flags.String("config", os.Getenv("TUF_PUBLISHER_CONFIG"), "YAML configuration file; every key but records can also be set as TUF_PUBLISHER_<KEY>")
 	once := flags.Bool("once", false, "publish what changed or is due, write the files and end, for a repository that is served elsewhere")
+	var records []recordConfig
+	flags.Func("record", "`KEY=VALUE,…` of one more of records, as in kind=ca,url=http://localhost:5555,chain-file=ca-chain.pem; may be repeated", func(text string) error {
+		r, err := parseRecord(text)
+		records = append(records, r)
+		return err
+	})
 	healthcheck := flags.Bool("healthcheck", false, "ask the tuf-publisher that runs with this configuration whether it is ready, and end with 1 unless it is")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
@@ -216,5 +231,23 @@ func loadConfig(args []string, stderr io.Writer) (*publisherConfig, error) {
 	}
 	cfg := defaults()
 	cfg.once, cfg.healthcheck = *once, *healthcheck
+	cfg.flagged = records
 	return cfg, config.Load(cfg, *path, "TUF_PUBLISHER")
+}
+
+// parseRecord reads the value of -record.
+func parseRecord(text string) (recordConfig, error) {
+	var r recordConfig
+	fields := map[string]*string{
+		"kind": &r.Kind, "url": &r.URL, "origin": &r.Origin, "public-key-file": &r.PublicKeyFile, "chain-file": &r.ChainFile, "start": &r.Start, "end": &r.End,
+	}
+	for _, pair := range strings.Split(text, ",") {
+		key, value, ok := strings.Cut(pair, "=")
+		to := fields[key]
+		if !ok || to == nil {
+			return r, fmt.Errorf("%q is not KEY=VALUE with one of kind, url, origin, public-key-file, chain-file, start, end", pair)
+		}
+		*to = value
+	}
+	return r, nil
 }

@@ -97,7 +97,7 @@ func (c *publisherConfig) openInventory() (*trust.Inventory, error) {
 		return nil, err
 	}
 	var records []trust.Record
-	for i, r := range c.Records {
+	for i, r := range c.records() {
 		record, err := r.record()
 		if err != nil {
 			return nil, fmt.Errorf("records[%d]: %w", i, err)
