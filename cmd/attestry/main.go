@@ -44,6 +44,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		newCA(),
 		newLogCommand(),
 		newWitnessCommand(),
+		newImagesCommand(),
 		newBackupCommand(),
 		newRestoreCommand(),
 		newBenchCommand(),
