@@ -16,7 +16,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/match"
 )
 
 // Names in a directory of images, and in the archive that carries it across an air gap.
@@ -27,18 +26,23 @@ const (
 )
 
 // Write puts images, their SBOMs and images.txt into dir: an OCI layout of all, and for each platform an archive for `docker load`.
-// What other runs left there for these images is replaced; the rest stays.
+// The output of another run, which images.txt tells from anything else, is replaced as a whole.
 func Write(dir, tag string, images []Image) error {
+	if _, err := os.Stat(filepath.Join(dir, ListName)); err == nil {
+		for _, sub := range []string{LayoutName, "docker", "sbom"} {
+			if err := os.RemoveAll(filepath.Join(dir, sub)); err != nil {
+				return err
+			}
+		}
+	}
 	for _, sub := range []string{"docker", "sbom"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return err
 		}
 	}
-	l, err := layout.FromPath(filepath.Join(dir, LayoutName))
+	l, err := layout.Write(filepath.Join(dir, LayoutName), empty.Index)
 	if err != nil {
-		if l, err = layout.Write(filepath.Join(dir, LayoutName), empty.Index); err != nil {
-			return err
-		}
+		return err
 	}
 	var lines []string
 	for _, i := range images {
@@ -47,7 +51,7 @@ func Write(dir, tag string, images []Image) error {
 			return err
 		}
 		reference := d.Annotations["io.containerd.image.name"]
-		if err := l.ReplaceIndex(i.Index, match.Annotation("io.containerd.image.name", reference), layout.WithAnnotations(d.Annotations)); err != nil {
+		if err := l.AppendIndex(i.Index, layout.WithAnnotations(d.Annotations)); err != nil {
 			return err
 		}
 		lines = append(lines, reference+"@"+d.Digest.String())

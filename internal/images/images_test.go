@@ -9,9 +9,12 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -20,6 +23,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
+
+	"github.com/attestry/attestry/pkg/keys"
 )
 
 const source = "../.."
@@ -56,8 +61,8 @@ func TestTwoBuildsAreTheSame(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := filepath.Join(work, "dist")
-		for range 2 { // a second run over the first changes nothing
-			if err := Write(out, "dev", made); err != nil {
+		for _, tag := range []string{"before", "dev"} { // nothing is left of a run before
+			if err := Write(out, tag, made); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -236,36 +241,152 @@ func checkArchive(t *testing.T, path string) {
 	}
 }
 
-// TestAVariantForTokensRuns unpacks an image into a directory and has its own loader run its program, without this machine's libraries.
-func TestAVariantForTokensRuns(t *testing.T) {
-	for _, program := range []string{"gcc", "ldd", "chroot"} {
+// TestAVariantForTokensSigns unpacks an image into a directory, adds SoftHSM's module with the one library that it wants beyond the image,
+// and has the program sign with a token's key there, without this machine's libraries.
+func TestAVariantForTokensSigns(t *testing.T) {
+	const module = "/usr/lib/softhsm/libsofthsm2.so"
+	for _, program := range []string{"gcc", "ldd", "chroot", "softhsm2-util"} {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("skipped: %s is missing; to run this test: apt-get install gcc libc6-dev", program)
+			t.Skipf("skipped: %s is missing; to run this test: apt-get install gcc libc6-dev softhsm2", program)
 		}
 	}
 	if os.Geteuid() != 0 {
 		t.Skip("skipped: chroot needs root")
 	}
-	made, err := Build{Source: source, Programs: []string{"tsa"}, Platforms: []string{"linux/amd64"}, PKCS11: true, Log: io.Discard}.Make(t.Context(), t.TempDir())
+	made, err := Build{Source: source, Programs: []string{"tsa"}, Platforms: []string{"linux/" + runtime.GOARCH}, PKCS11: true, Log: io.Discard}.Make(t.Context(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
+	variant := made[1].Platforms[0]
+	if variant.Compressed > 30<<20 {
+		t.Errorf("%d bytes", variant.Compressed)
+	}
 	root := t.TempDir()
-	unpack(t, made[1].Platforms[0].Image, root)
-	config := "key: pkcs11:token=t;object=k?module-path=/nowhere.so&pin-source=/etc/passwd\nchain-file: /etc/passwd\n"
-	if err := os.WriteFile(filepath.Join(root, "tsa.yaml"), []byte(config), 0o600); err != nil {
+	unpack(t, variant.Image, root)
+	for _, from := range append(linked(t, module), module) {
+		if _, err := os.Stat(filepath.Join(root, from)); err == nil {
+			continue // the image brings it
+		}
+		data, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		place(t, root, from, data)
+	}
+	work := t.TempDir()
+	if _, err := keys.Init(t.Context(), work, keys.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.CommandContext(t.Context(), "chroot", root, "/tsa", "-config", "/tsa.yaml").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "failed to open module") && !strings.Contains(string(out), "could not open PKCS#11") {
-		t.Errorf("%v: %s", err, out)
+	chain, err := os.ReadFile(filepath.Join(work, "tsa", "tsa-chain.pem"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if strings.Contains(string(out), "build") {
-		t.Errorf("it was built without PKCS#11: %s", out)
+	ports := []string{freePort(t), freePort(t)}
+	place(t, root, "tsa-chain.pem", chain)
+	place(t, root, "pin", []byte("2468\n"))
+	place(t, root, "softhsm2.conf", []byte("directories.tokendir = /tokens\nlog.level = ERROR\n"))
+	place(t, root, "tokens/.here", nil)
+	place(t, work, "softhsm2.conf", []byte("directories.tokendir = "+filepath.Join(root, "tokens")+"\nlog.level = ERROR\n"))
+	place(t, root, "tsa.yaml", []byte("listen: 127.0.0.1:"+ports[0]+"\nops-listen: 127.0.0.1:"+ports[1]+"\n"+
+		"key: pkcs11:token=t;object=k?module-path="+module+"&pin-source=/pin\nchain-file: /tsa-chain.pem\n"))
+	for _, args := range [][]string{
+		{"--init-token", "--free", "--label", "t", "--so-pin", "1357", "--pin", "2468"},
+		{"--import", filepath.Join(work, "tsa", "tsa.pem"), "--token", "t", "--label", "k", "--id", "01", "--pin", "2468"},
+	} {
+		cmd := exec.CommandContext(t.Context(), "softhsm2-util", args...)
+		cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+filepath.Join(work, "softhsm2.conf"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("softhsm2-util: %v: %s", err, out)
+		}
 	}
-	if got := made[1].Platforms[0].Compressed; got > 30<<20 {
-		t.Errorf("%d bytes", got)
+	inside := func(args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(t.Context(), "chroot", append([]string{root, "/tsa", "-config", "/tsa.yaml"}, args...)...)
+		cmd.Env = []string{"SOFTHSM2_CONF=/softhsm2.conf"}
+		return cmd
 	}
+	server := inside()
+	var said bytes.Buffer
+	server.Stderr = &said
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Wait() }()
+	defer func() {
+		server.Process.Kill()
+		<-ended
+	}()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		out, err := inside("-healthcheck").CombinedOutput()
+		if err == nil {
+			break
+		}
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("it ended: %v: %s", err, said.String())
+		case <-time.After(50 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not well: %s", out)
+		}
+	}
+	digest := sha256.Sum256([]byte("hello"))
+	query, err := json.Marshal(map[string]any{"artifactHash": digest[:], "hashAlgorithm": "sha256"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.Post("http://127.0.0.1:"+ports[0]+"/api/v1/timestamp", "application/json", bytes.NewReader(query))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		t.Errorf("a timestamp: %s", answer.Status)
+	}
+}
+
+// linked are the libraries of a file.
+func linked(t *testing.T, path string) []string {
+	t.Helper()
+	out, err := exec.Command("ldd", path).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var paths []string
+	for _, field := range strings.Fields(string(out)) {
+		if filepath.IsAbs(field) {
+			paths = append(paths, field)
+		}
+	}
+	return paths
+}
+
+// place writes a file below root.
+func place(t *testing.T, root, name string, data []byte) {
+	t.Helper()
+	path := filepath.Join(root, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	_, port, err := net.SplitHostPort(ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
 }
 
 func unpack(t *testing.T, image v1.Image, root string) {
