@@ -179,7 +179,7 @@ func TestNoFaultTakesAwayWhatWasDurable(t *testing.T) {
 				j, frames = open(t, path, 17*page)
 				j.Writing(faulty)
 				check(frames)
-				j.Free(freed) // its owner finds that they are elsewhere
+				j.Free(freed)                                                                                   // its owner finds that they are elsewhere
 				if n := len(frames); n > 0 && frames[n-1].Number > freed && needed[frames[n-1].Number] == nil { // it counts from now on
 					newest, needed[frames[n-1].Number] = frames[n-1].Number, frames[n-1].Payload
 				}
