@@ -40,7 +40,7 @@ const memoryLimit = 160 << 20
 type upFlags struct {
 	dir, listen, url, fence, caConfig, metrics, issuer, witnessPolicy, ctMode string
 	kinds                                                                     []string
-	oneTimeTokens, attestations, ephemeral, demo                              bool
+	oneTimeTokens, attestations, ephemeral, demo, untilEOF                    bool
 }
 
 func newUpCommand() *cobra.Command {
@@ -55,7 +55,7 @@ The first run makes every key and the TUF repository under --dir, later runs go 
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.ephemeral = f.ephemeral || f.demo && !cmd.Flags().Changed("dir")
-			return up(cmd.Context(), f, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return up(cmd.Context(), f, cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	flags := cmd.Flags()
@@ -64,6 +64,7 @@ The first run makes every key and the TUF repository under --dir, later runs go 
 	flags.StringVar(&f.url, "url", "", "public URL that trust files carry (default http://localhost:<port>); its host is for life")
 	flags.StringVar(&f.fence, "fence", "", "directory of the logs' fence (default DIR/fence); on another volume it also guards against a rollback of the whole --dir")
 	flags.BoolVar(&f.ephemeral, "ephemeral", false, "work in a temporary directory and remove it at the end")
+	flags.BoolVar(&f.untilEOF, "until-eof", false, "stop when standard input ends: for programs that start it and may be killed")
 	flags.StringVar(&f.caConfig, "ca-config", "", "issuer file of the CA (Fulcio's config.yaml), beside the development issuer; read again when it changes and at SIGHUP")
 	flags.BoolVar(&f.oneTimeTokens, "one-time-tokens", false, "give each identity token one certificate")
 	flags.StringVar(&f.ctMode, "ct-mode", ctRequired, "required: SCTs in certificates; detached: beside them, which few clients take")
@@ -76,7 +77,7 @@ The first run makes every key and the TUF repository under --dir, later runs go 
 	return cmd
 }
 
-func up(ctx context.Context, f upFlags, stdout, stderr io.Writer) (err error) {
+func up(ctx context.Context, f upFlags, stdin io.Reader, stdout, stderr io.Writer) (err error) {
 	began := time.Now()
 	// Request lines would drown the block that tells how to begin: up shows what needs a person.
 	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -148,6 +149,12 @@ func up(ctx context.Context, f upFlags, stdout, stderr io.Writer) (err error) {
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if f.untilEOF {
+		go func() { // ends with its reader, the process at the latest
+			io.Copy(io.Discard, stdin)
+			cancel()
+		}()
+	}
 	ended := make(chan error, 3)
 	running := 2
 	go func() { ended <- server.Run(ctx, ln, s.Handler(), drainTime, logger) }() // these end with ctx
