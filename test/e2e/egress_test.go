@@ -53,7 +53,8 @@ func TestTheSourceNamesNoHostThatCouldBeDialled(t *testing.T) {
 		}
 		for _, m := range url.FindAllStringSubmatch(string(raw), -1) {
 			seen[m[1]] = true
-			if namedHosts[m[1]] == "" {
+			// A name of one label is nobody's in the public DNS: a container beside another.
+			if namedHosts[m[1]] == "" && strings.Contains(m[1], ".") {
 				t.Errorf("%s names %s: no default may be a public host", name, m[1])
 			}
 		}
