@@ -171,7 +171,7 @@ func optional(t *testing.T, name string) (path string) {
 // page promises a complete list.
 func TestTheDocsNameWhatThereIs(t *testing.T) {
 	operate, develop := readFile(t, repository+"/docs/operate.md"), readFile(t, repository+"/docs/develop.md")
-	documented := operate + readFile(t, repository+"/docs/ca.md")
+	documented := operate + readFile(t, repository+"/docs/ca.md") + readFile(t, repository+"/docs/admission.md")
 	for program, dir := range map[string]string{"ca": "cmd", "tlog": "pkg", "tsa": "cmd", "tuf-publisher": "cmd"} {
 		config := readFile(t, filepath.Join(repository, dir, program, "config.go"))
 		for _, m := range regexp.MustCompile(`mapstructure:"([^"]+)"`).FindAllStringSubmatch(config, -1) {
