@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -57,7 +56,7 @@ func (p *PullSecrets) Of(ctx context.Context, namespace, account string, names [
 	if account == "" {
 		account = "default"
 	}
-	key := namespace + " " + account + " " + strings.Join(names, " ")
+	key := fmt.Sprintf("%q", append([]string{namespace, account}, names...)) // the names were not validated yet
 	if found, ok := p.known.Get(key); ok && p.now().Before(found.until) {
 		return found.secrets, nil
 	}
