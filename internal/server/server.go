@@ -32,6 +32,7 @@ func Run(ctx context.Context, ln net.Listener, handler http.Handler, grace time.
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
+	protocols.SetHTTP2(true) // where the listener speaks TLS and offers it
 	srv := &http.Server{
 		Handler:           handler,
 		Protocols:         &protocols,
