@@ -56,6 +56,8 @@ type Options struct {
 	Workers                  int // verifications at one time; default 32
 	// Preverified returns what needs no registry; nil for nothing.
 	Preverified func() *Preverified
+	// CertificateExpiry is when the serving certificate ends, zero without one; for a metric, and nil for none.
+	CertificateExpiry func() time.Time
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil for none
@@ -98,7 +100,7 @@ func New(o Options) (*Webhook, error) {
 	if o.NegativeTTL > 30*time.Second {
 		return nil, fmt.Errorf("refusals remembered for %v: at most 30s, or a signature that comes late does not help", o.NegativeTTL)
 	}
-	m, err := newMetrics(o.Registerer)
+	m, err := newMetrics(o)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -59,9 +60,11 @@ func explain(v *policy.Verdict, all bool) finding {
 		}
 		parts = append(parts, fmt.Sprintf("policy %q: %s", o.Policy, f.outcome(o)))
 	}
-	if len(v.Policies) == 0 {
-		f.codes = []string{"no-policy"}
-		parts = append(parts, "no policy is about this image")
+	if !v.Allowed && (v.Reason != "" || len(parts) == 0) { // nobody speaks of the image, or time ran out
+		reason := cmp.Or(v.Reason, policy.ReasonNoPolicy)
+		f.codes = append(f.codes, "image/"+string(reason))
+		f.retry = f.retry || transient(reason)
+		parts = append(parts, fmt.Sprintf("%s (%s)", cmp.Or(v.Message, "no policy is about this image"), reason))
 	}
 	slices.Sort(f.codes)
 	f.codes = slices.Compact(f.codes)

@@ -2,6 +2,7 @@ package admission
 
 import (
 	"errors"
+	"strconv"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ const (
 	maxImageLabels     = 1000 // repositories
 	maxNamespaceLabels = 1000
 	maxPolicyLabels    = 200
+	maxHostLabels      = 200
 	other              = "other"
 )
 
@@ -38,7 +40,8 @@ type metrics struct {
 	policies   *labels
 }
 
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+func newMetrics(o Options) (*metrics, error) {
+	reg := o.Registerer
 	if reg == nil {
 		return nil, nil
 	}
@@ -76,7 +79,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		hits:      prometheus.NewCounter(prometheus.CounterOpts{Name: "attestry_verify_cache_hits_total", Help: "Verdicts from memory."}),
 		misses:    prometheus.NewCounter(prometheus.CounterOpts{Name: "attestry_verify_cache_misses_total", Help: "Verdicts that were not in memory."}),
 		evictions: prometheus.NewCounter(prometheus.CounterOpts{Name: "attestry_verify_cache_evictions_total", Help: "Verdicts forgotten for want of room."}),
-		listed:    prometheus.NewCounter(prometheus.CounterOpts{Name: "attestry_preverified_images_total", Help: "Images let in because a list of verified digests has them."}),
+		listed:    prometheus.NewCounter(prometheus.CounterOpts{Name: "attestry_preverified_images_total", Help: "Images let in by what lies in a carry set."}),
 		scanned: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "attestry_running_images",
 			Help: "Images of running pods at the last scan, by result: pass, fail, unknown.",
@@ -93,7 +96,33 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	} {
 		errs = append(errs, reg.Register(c))
 	}
+	if o.CertificateExpiry != nil {
+		errs = append(errs, reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "attestry_webhook_cert_expiry_seconds",
+			Help: "When the serving certificate ends, Unix seconds; 0 without one.",
+		}, func() float64 {
+			if at := o.CertificateExpiry(); !at.IsZero() {
+				return float64(at.Unix())
+			}
+			return 0
+		})))
+	}
 	return m, errors.Join(errs...)
+}
+
+// ObserveRegistries returns what counts requests to registries, for oci.Options.Observe.
+func ObserveRegistries(reg prometheus.Registerer) (func(host, method string, code int), error) {
+	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "attestry_registry_requests_total",
+		Help: "Requests to registries and their token services, by host, verb and status code; 0 where no answer came.",
+	}, []string{"host", "verb", "code"})
+	if err := reg.Register(requests); err != nil {
+		return nil, err
+	}
+	hosts := newLabels(maxHostLabels)
+	return func(host, method string, code int) {
+		requests.WithLabelValues(hosts.of(host), method, strconv.Itoa(code)).Inc()
+	}, nil
 }
 
 // labels lets so many values of a label through and no more, whatever comes.
@@ -151,7 +180,7 @@ func (m *metrics) judged(name string, v *policy.Verdict, passed bool) {
 		m.failures.WithLabelValues(m.images.of(name)).Inc()
 	}
 	if len(v.Policies) == 0 {
-		m.requests.WithLabelValues(result(passed), "no-policy", "").Inc()
+		m.requests.WithLabelValues(result(passed), string(v.Reason), "").Inc()
 	}
 	for _, o := range v.Policies {
 		of := m.policies.of(o.Policy)

@@ -1,123 +1,102 @@
 package admission
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
+	"context"
 	"fmt"
 	"strings"
-	"time"
 
-	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/pkg/policy"
+	"github.com/attestry/attestry/pkg/verify/oci"
 )
 
-// PreverifiedMediaType is that of a list of images which were verified elsewhere, see Preverified.
-const PreverifiedMediaType = "application/vnd.attestry.preverified.v1+json"
+// maxPreverified bounds the images of all carry sets: what a set may have, and as much again.
+const maxPreverified = 20_000
 
-// Bounds of a list.
-const (
-	MaxPreverified = 32 << 20 // bytes
-	maxListed      = 200_000  // images
-)
-
-// Preverified are images that a transfer station has verified, by the very policies and trust of a version. They need no registry:
-// one that is down does not stop them from being scheduled. Its JSON form is
-//
-//	{"mediaType": "application/vnd.attestry.preverified.v1+json",
-//	 "policyVersion": "sha256:…", "created": "2026-11-26T12:00:00Z", "expires": "2026-12-26T12:00:00Z",
-//	 "images": ["registry.example/team/app@sha256:…"]}
-//
-// and who may write it is for its signature to say, which is checked before it is parsed. An image counts under the name of its
-// repository only, and only while the policies in force have that version.
+// Preverified are images that the policies of a version accept by what lies in carry sets. They need no registry: one that is down
+// does not stop them from being scheduled.
 type Preverified struct {
-	lists []preverifiedList
+	version string
+	images  map[string]bool // NAME@DIGEST
+	refused map[string]string
 }
 
-type preverifiedList struct {
-	version          string
-	created, expires time.Time
-	images           map[string]bool // NAME@DIGEST
+// CarrySet is a carry set of `attestry carry pack`, or any OCI layout with images and what is attached to them.
+type CarrySet struct {
+	Layout Layout
+	// Registry is where its images were pushed: outside.example/team/app is REGISTRY/team/app then, as `attestry carry push` has it. Empty
+	// for images that keep their names.
+	Registry string
 }
 
-// ParsePreverified reads a list whose signature holds. Unknown members are refused: they might narrow what is said.
-func ParsePreverified(data []byte) (*Preverified, error) {
-	if len(data) > MaxPreverified {
-		return nil, fmt.Errorf("the list has %d bytes, at most %d are read", len(data), MaxPreverified)
+// Layout is what is read of a set; *oci.Layout is one.
+type Layout interface {
+	oci.Source
+	Images(ctx context.Context) ([]oci.Image, error)
+}
+
+// Preverify asks the policies about each image of the sets, under the name that it has inside. Nothing else is believed of a set: its
+// signatures have to be what the policies in force demand, by the trust in force. Policies that look at an object cannot say beforehand:
+// then no image is pre-verified.
+func Preverify(ctx context.Context, d Decider, sets []CarrySet) (*Preverified, error) {
+	p := &Preverified{version: d.Version(), images: map[string]bool{}, refused: map[string]string{}}
+	if r, ok := d.(Reader); !ok {
+		return p, nil
+	} else if labels, object := r.Reads(); labels || object {
+		return p, nil
 	}
-	if _, err := members(data); err != nil { // no member twice
-		return nil, err
-	}
-	var list struct {
-		MediaType     string    `json:"mediaType"`
-		PolicyVersion string    `json:"policyVersion"`
-		Created       time.Time `json:"created"`
-		Expires       time.Time `json:"expires"`
-		Images        []string  `json:"images"`
-	}
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&list); err != nil {
-		return nil, err
-	}
-	switch {
-	case list.MediaType != PreverifiedMediaType:
-		return nil, fmt.Errorf("media type %q is not %s", list.MediaType, PreverifiedMediaType)
-	case list.PolicyVersion == "":
-		return nil, errors.New("policyVersion is missing: verified by which policies?")
-	case list.Created.IsZero() || !list.Expires.After(list.Created):
-		return nil, errors.New("created and a later expires are needed")
-	case len(list.Images) > maxListed:
-		return nil, fmt.Errorf("%d images, at most %d are kept", len(list.Images), maxListed)
-	}
-	l := preverifiedList{list.PolicyVersion, list.Created, list.Expires, make(map[string]bool, len(list.Images))}
-	for _, image := range list.Images {
-		r, err := parseReference(image)
+	for _, set := range sets {
+		images, err := set.Layout.Images(ctx)
 		if err != nil {
-			return nil, errors.New(fault.Public(err))
+			return nil, fmt.Errorf("carry set: %w", err)
 		}
-		if r.Digest == "" || r.Tag != "" {
-			return nil, fmt.Errorf("%q is not NAME@sha256:DIGEST", image)
+		if len(images) > maxPreverified-len(p.images)-len(p.refused) {
+			return nil, fmt.Errorf("carry sets: more than %d images", maxPreverified)
 		}
-		l.images[r.Name+"@"+r.Digest] = true
-	}
-	return &Preverified{[]preverifiedList{l}}, nil
-}
-
-// Join returns what any of the lists has.
-func Join(lists ...*Preverified) *Preverified {
-	all := &Preverified{}
-	for _, l := range lists {
-		all.lists = append(all.lists, l.lists...)
-	}
-	return all
-}
-
-// Images counts what is listed for policies of a version and has not expired.
-func (p *Preverified) Images(version string, now time.Time) int {
-	n := 0
-	if p != nil {
-		for _, l := range p.lists {
-			if l.holds(version, now) {
-				n += len(l.images)
+		for _, image := range images {
+			image, ok := inside(image, set.Registry)
+			if !ok {
+				continue // nobody can ask for what has no name
+			}
+			v := d.Decide(ctx, &policy.Subject{Image: image}, set.Layout)
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			f := explain(&v, true)
+			switch passed := v.Allowed && f.text == ""; {
+			case passed:
+				p.images[image.Name+"@"+image.Digest] = true
+			default:
+				p.refused[image.Name+"@"+image.Digest] = f.text
 			}
 		}
 	}
-	return n
+	return p, nil
 }
 
-// has tells whether an image of a repository was verified by policies of a version. The nil list has none.
-func (p *Preverified) has(name, digest, version string, now time.Time) bool {
-	if p == nil || !strings.HasPrefix(digest, "sha256:") {
-		return false
-	}
-	for _, l := range p.lists {
-		if l.holds(version, now) && l.images[name+"@"+digest] {
-			return true
+// inside returns an image of a set under the name by which pods ask for it. ok is false where there is none.
+func inside(image oci.Image, registry string) (oci.Image, bool) {
+	written := image.Name
+	if registry != "" {
+		_, path, found := strings.Cut(written, "/")
+		if !found {
+			return oci.Image{}, false
 		}
+		written = strings.TrimSuffix(registry, "/") + "/" + path
 	}
-	return false
+	ref, err := parseReference(written + "@" + image.Digest)
+	if err != nil {
+		return oci.Image{}, false
+	}
+	image.Name, image.Reference = ref.Name, ref.Written
+	return image, true
 }
 
-func (l *preverifiedList) holds(version string, now time.Time) bool {
-	return l.version == version && !now.Before(l.created) && now.Before(l.expires)
+// Images counts those that pass, and returns why others do not, by NAME@DIGEST.
+func (p *Preverified) Images() (passed int, refused map[string]string) {
+	return len(p.images), p.refused
+}
+
+// has tells whether an image of a repository passes policies of a version. The nil list has none.
+func (p *Preverified) has(name, digest, version string) bool {
+	return p != nil && p.version == version && p.images[name+"@"+digest]
 }

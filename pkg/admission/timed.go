@@ -8,11 +8,6 @@ import (
 	"github.com/attestry/attestry/pkg/verify/oci"
 )
 
-// elsewhere is a source that can look for signatures at another place than beside the image.
-type elsewhere interface {
-	At(repository, tagPrefix string) (oci.Source, error)
-}
-
 // timedSource measures how long a registry takes.
 type timedSource struct {
 	oci.Source
@@ -25,7 +20,7 @@ func newTimedSource(s oci.Source, now func() time.Time) *timedSource {
 
 // At is the source at another place, under the same clock. A source that has only one place is the same everywhere.
 func (s *timedSource) At(repository, tagPrefix string) (oci.Source, error) {
-	other, ok := s.Source.(elsewhere)
+	other, ok := s.Source.(oci.Elsewhere)
 	if !ok {
 		return s, nil
 	}

@@ -224,6 +224,9 @@ func (c *verdictCache) ofChildren(ctx context.Context, q *question, index *polic
 // ttl is how long a verdict may be remembered; 0 where the cause may be gone in a moment or lies with this workload's credentials.
 func (c *verdictCache) ttl(v *policy.Verdict) time.Duration {
 	passed := v.Allowed
+	if transient(v.Reason) {
+		return 0
+	}
 	for _, o := range v.Policies {
 		if transient(o.Reason) {
 			return 0
@@ -244,7 +247,7 @@ func (c *verdictCache) ttl(v *policy.Verdict) time.Duration {
 // transient tells whether a reason says nothing about the image.
 func transient(r verify.Reason) bool {
 	switch r {
-	case "registry-unreachable", "registry-denied", "registry-blocked", "deadline", "internal", "canceled":
+	case verify.ReasonRegistryUnreachable, verify.ReasonRegistryDenied, verify.ReasonRegistryBlocked, verify.ReasonInternal, "deadline", "canceled":
 		return true
 	}
 	return false

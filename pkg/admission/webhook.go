@@ -35,7 +35,7 @@ type decision struct {
 	verdict *policy.Verdict // nil where there is none
 	err     error           // why there is none
 	cached  bool
-	listed  bool // by a list of pre-verified images
+	listed  bool // from a carry set
 	took    time.Duration
 }
 
@@ -237,12 +237,12 @@ func (w *Webhook) decide(ctx context.Context, r *request, workload *Workload, d 
 		d.err = fault.New(fault.Unavailable, "policies_missing", err, "no policies are loaded yet; try again")
 		return
 	}
-	if w.opts.Preverified != nil && w.opts.Preverified().has(d.ref.Name, d.ref.Digest, decider.Version(), w.opts.Now()) {
+	if w.opts.Preverified != nil && w.opts.Preverified().has(d.ref.Name, d.ref.Digest, decider.Version()) {
 		w.metrics.preverified()
 		d.listed = true
 		image := oci.Image{Reference: d.use.Image, Name: d.ref.Name, Digest: d.ref.Digest}
 		d.verdict = &policy.Verdict{Image: image, Allowed: true, Policies: []policy.Outcome{
-			{Policy: "pre-verified", Mode: string(Enforce), Passed: true, Message: "a list of verified images has it"},
+			{Policy: "pre-verified", Mode: string(Enforce), Passed: true, Message: "verified from a carry set"},
 		}}
 		return
 	}

@@ -58,11 +58,13 @@ type judge struct {
 	version string
 	asked   atomic.Int64
 	wait    chan struct{} // nil: answers at once
+	reads   bool
+	offline bool // what it would need of a registry is not there
 }
 
 func (j *judge) Version() string { return j.version }
 
-func (j *judge) Reads() (labels, object bool) { return false, false }
+func (j *judge) Reads() (labels, object bool) { return false, j.reads }
 
 func (j *judge) Decide(_ context.Context, s *policy.Subject, _ oci.Source) policy.Verdict {
 	j.asked.Add(1)
@@ -71,6 +73,15 @@ func (j *judge) Decide(_ context.Context, s *policy.Subject, _ oci.Source) polic
 	}
 	if s.Image.Name == "registry.example/panic" {
 		panic("a policy that breaks")
+	}
+	switch s.Image.Name {
+	case "registry.example/nobody/app":
+		return policy.Verdict{Image: s.Image, Reason: policy.ReasonNoPolicy, Message: "no policy speaks of it"}
+	case "registry.example/slow/app":
+		return policy.Verdict{Image: s.Image, Reason: "deadline", Message: "the decision was not made in time", Policies: []policy.Outcome{{Policy: "signed", Mode: "enforce", Passed: true}}}
+	}
+	if j.offline {
+		return policy.Verdict{Image: s.Image, Policies: []policy.Outcome{{Policy: "signed", Mode: "enforce", Reason: "registry-unreachable", Message: "no answer"}}}
 	}
 	passed := s.Image.Name != "registry.example/bad"
 	o := policy.Outcome{Policy: "signed", Mode: "enforce", Passed: passed, Checks: []policy.Check{{Name: "signature", Passed: true}}}
@@ -185,6 +196,8 @@ func TestReviews(t *testing.T) {
 		"mode warn":                      {review: reviewOf("", "Pod", "pods", "", "CREATE", "warn", pod(bad), ""), warning: "SBOM", reasons: "sbom/predicate-missing"},
 		"mode audit":                     {review: reviewOf("", "Pod", "pods", "", "CREATE", "audit", pod(bad), ""), reasons: "sbom/predicate-missing"},
 		"a namespace without a label":    {review: reviewOf("", "Pod", "pods", "", "CREATE", "", pod(bad), ""), denied: "SBOM", status: 403},
+		"no policy speaks of it":         {review: reviewOf("", "Pod", "pods", "", "CREATE", "enforce", pod(strings.Replace(good, "/app@", "/nobody/app@", 1)), ""), denied: "no policy speaks of it (no-matching-policy)", status: 403, reasons: "image/no-matching-policy"},
+		"time ran out in between":        {review: reviewOf("", "Pod", "pods", "", "CREATE", "enforce", pod(strings.Replace(good, "/app@", "/slow/app@", 1)), ""), denied: "not made in time (deadline)", status: 504, reasons: "image/deadline"},
 		"a policy that panics":           {review: reviewOf("", "Pod", "pods", "", "CREATE", "enforce", pod(strings.Replace(good, "/app@", "/panic@", 1)), ""), denied: "could not be judged", status: 503},
 		"an image twice in a container":  {review: strings.Replace(reviewOf("", "Pod", "pods", "", "CREATE", "enforce", pod(bad), ""), `"image":`, `"image":"`+good+`","image":`, 1), denied: "appears twice", status: 403},
 		"a member spelled otherwise":     {review: strings.Replace(reviewOf("", "Pod", "pods", "", "CREATE", "enforce", pod(bad), ""), `"image":`, `"Image":"`+good+`","image":`, 1), denied: "SBOM", status: 403},
@@ -349,48 +362,48 @@ func TestWhatIsLateIsRefusedAndGoesOn(t *testing.T) {
 	}
 }
 
+// carried is a set with images that lie on disk.
+type carried struct {
+	*memory
+	images []oci.Image
+}
+
+func (c *carried) Images(context.Context) ([]oci.Image, error) { return c.images, nil }
+
 func TestPreverifiedImagesNeedNoRegistry(t *testing.T) {
-	now := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
-	listing := func(version string) string {
-		return fmt.Sprintf(`{"mediaType":%q,"policyVersion":%q,"created":"2026-11-26T11:00:00Z","expires":"2026-11-27T11:00:00Z","images":[%q]}`, PreverifiedMediaType, version, bad)
+	image := func(written string) oci.Image {
+		name, digest, _ := strings.Cut(written, "@")
+		return oci.Image{Name: name, Digest: digest}
 	}
 	for name, tt := range map[string]struct {
-		list    string
-		at      time.Time
-		image   string
-		allowed bool
+		registry string // of the set
+		asked    string
+		version  string // in force later
+		reads    bool
+		allowed  bool
 	}{
-		"listed":               {listing("1"), now, bad, true},
-		"by other policies":    {listing("2"), now, bad, false},
-		"the list has expired": {listing("1"), now.Add(24 * time.Hour), bad, false},
-		"not yet":              {listing("1"), now.Add(-2 * time.Hour), bad, false},
-		"in another place":     {listing("1"), now, strings.Replace(bad, "/bad@", "/copy/bad@", 1), false},
+		"an image of a set":                     {asked: good, version: "1", allowed: true},
+		"by its tag too":                        {asked: strings.Replace(good, "@", ":v1@", 1), version: "1", allowed: true},
+		"what the policies refuse":              {asked: bad, version: "1"},
+		"other policies since":                  {asked: good, version: "2"},
+		"in another place":                      {asked: strings.Replace(good, "/app@", "/copy/app@", 1), version: "1"},
+		"where the set was pushed":              {registry: "inside.example/copy", asked: strings.Replace(good, "registry.example/", "inside.example/copy/", 1), version: "1", allowed: true},
+		"where it came from":                    {registry: "inside.example/copy", asked: good, version: "1"},
+		"policies that look at the pod as well": {asked: good, version: "1", reads: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			list, err := ParsePreverified([]byte(tt.list))
+			j, m := &judge{version: "1", reads: tt.reads}, &memory{}
+			list, err := Preverify(t.Context(), j, []CarrySet{{&carried{m, []oci.Image{image(good), image(bad), {Digest: image(good).Digest}}}, tt.registry}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			m := &memory{}
-			m.down.Store(true)
-			h := handler(newHook(t, &judge{version: "1"}, m, func(o *Options) {
-				o.Now = func() time.Time { return tt.at }
-				o.Preverified = func() *Preverified { return list }
-			}))
-			if _, got, text := post(t, h, "/validate", reviewOf("", "Pod", "pods", "", "CREATE", "enforce", pod(tt.image), "")); got.Allowed != tt.allowed {
+			j.version = tt.version
+			j.offline = true
+			h := handler(newHook(t, j, m, func(o *Options) { o.Preverified = func() *Preverified { return list } }))
+			if _, got, text := post(t, h, "/validate", reviewOf("", "Pod", "pods", "", "CREATE", "enforce", pod(tt.asked), "")); got.Allowed != tt.allowed {
 				t.Errorf("%s", text)
 			}
 		})
-	}
-	for name, list := range map[string]string{
-		"a tag":             strings.Replace(listing("1"), bad, "registry.example/bad:v1", 1),
-		"no version":        listing(""),
-		"an unknown member": strings.Replace(listing("1"), `"images"`, `"only":"x","images"`, 1),
-		"a member twice":    strings.Replace(listing("1"), `"images"`, `"images":[],"images"`, 1),
-	} {
-		if _, err := ParsePreverified([]byte(list)); err == nil {
-			t.Errorf("a list with %s is taken", name)
-		}
 	}
 }
 
