@@ -156,11 +156,10 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 			}
 		})
 	})
-	group.Go(func() error {
-		looks := time.NewTicker(lookEvery)
-		defer looks.Stop()
-		p.run(ctx, looks.C)
-		return nil
+	group.Go(func() error { return every(ctx, lookEvery, p.look) })
+	group.Go(func() error { // apart from look: it may take minutes
+		var done string
+		return every(ctx, lookEvery, func() { p.preverify(ctx, &done) })
 	})
 	if kube != nil && cfg.ScanEvery > 0 {
 		holder, err := os.Hostname()

@@ -133,25 +133,8 @@ func contents(files []policy.File, trusted []byte) (sum [32]byte) {
 	return [32]byte(hash.Sum(nil))
 }
 
-// run looks at each tick until ctx ends.
-func (p *policies) run(ctx context.Context, ticks <-chan time.Time) {
-	var done sets
-	for {
-		p.look()
-		p.preverify(ctx, &done)
-		select {
-		case <-ticks:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// sets is what was pre-verified last.
-type sets struct{ of string }
-
-// preverify asks the policies in force about the carry sets, when either has changed.
-func (p *policies) preverify(ctx context.Context, done *sets) {
+// preverify asks the policies in force about the carry sets, when either has changed since done, which it updates.
+func (p *policies) preverify(ctx context.Context, done *string) {
 	set := p.inForce.Load()
 	if set == nil || len(p.cfg.CarrySets) == 0 {
 		return
@@ -165,10 +148,10 @@ func (p *policies) preverify(ctx context.Context, done *sets) {
 		}
 		of += fmt.Sprintf("\n%d %s", info.Size(), info.ModTime())
 	}
-	if of == done.of {
+	if of == *done {
 		return
 	}
-	done.of = of
+	*done = of
 	ctx, cancel := context.WithTimeout(ctx, preverifyingFor)
 	defer cancel()
 	found, err := p.carried(ctx, set)
