@@ -31,6 +31,20 @@ func (s *timedSource) At(repository, tagPrefix string) (oci.Source, error) {
 	return &timedSource{source, s.clock}, nil
 }
 
+// With is the source with other credentials, under the same clock.
+func (s *timedSource) With(ctx context.Context, pullSecrets []string) (oci.Source, error) {
+	keyed, ok := s.Source.(oci.Keyed)
+	if !ok {
+		return s, nil
+	}
+	defer s.enter()()
+	source, err := keyed.With(ctx, pullSecrets)
+	if err != nil {
+		return nil, err
+	}
+	return &timedSource{source, s.clock}, nil
+}
+
 // clock counts the time in which at least one call is under way.
 type clock struct {
 	now func() time.Time

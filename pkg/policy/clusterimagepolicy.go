@@ -406,6 +406,13 @@ func (c *compiler) static(p *problems, field string, in *cipAuthority) {
 	}
 }
 
+const (
+	maxPullSecrets = 16
+	maxSecretName  = 253 // RFC 1123 subdomain, as Kubernetes has it
+)
+
+var secretPattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
+
 var tagPrefixPattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,50}$`)
 
 func (c *compiler) source(p *problems, field string, sources []cipSource, out *authority) {
@@ -425,12 +432,22 @@ func (c *compiler) source(p *problems, field string, sources []cipSource, out *a
 	if s.TagPrefix != "" && !tagPrefixPattern.MatchString(s.TagPrefix) {
 		p.add(field+"[0].tagPrefix", "%q cannot begin a tag", s.TagPrefix)
 	}
-	for i, secret := range s.SignaturePullSecrets {
-		if secret.Name == "" {
-			p.add(fmt.Sprintf("%s[0].signaturePullSecrets[%d].name", field, i), "is missing")
-		}
+	if len(s.SignaturePullSecrets) > maxPullSecrets {
+		p.add(field+"[0].signaturePullSecrets", "has %d entries, at most %d are allowed", len(s.SignaturePullSecrets), maxPullSecrets)
+		return
 	}
-	out.place = Place{Repository: s.OCI, TagPrefix: s.TagPrefix}
+	var secrets []string
+	for i, secret := range s.SignaturePullSecrets {
+		at := fmt.Sprintf("%s[0].signaturePullSecrets[%d].name", field, i)
+		switch {
+		case secret.Name == "":
+			p.add(at, "is missing")
+		case len(secret.Name) > maxSecretName || !secretPattern.MatchString(secret.Name):
+			p.add(at, "%q cannot be the name of a secret", secret.Name)
+		}
+		secrets = append(secrets, secret.Name)
+	}
+	out.place = Place{Repository: s.OCI, TagPrefix: s.TagPrefix, PullSecrets: strings.Join(secrets, ",")}
 }
 
 func (c *compiler) attestations(p *problems, field string, list []cipAttestation, semantics string, out *authority) {

@@ -29,6 +29,7 @@ import (
 type shelf struct {
 	here      []oci.Attachment
 	elsewhere map[Place][]oci.Attachment
+	keys      string // pull secrets that it is read with
 	config    map[string][]byte
 	unread    error
 	ask       func() // before it answers; may be nil
@@ -71,8 +72,15 @@ func (s *shelf) Configs(context.Context, oci.Image) (map[string][]byte, error) {
 
 func (s *shelf) At(repository, tagPrefix string) (oci.Source, error) {
 	at := *s
-	at.here = s.elsewhere[Place{Repository: repository, TagPrefix: tagPrefix}]
+	at.here = s.elsewhere[Place{Repository: repository, TagPrefix: tagPrefix, PullSecrets: s.keys}]
 	return &at, nil
+}
+
+func (s *shelf) With(_ context.Context, pullSecrets []string) (oci.Source, error) {
+	with := *s
+	with.keys = strings.Join(pullSecrets, ",")
+	with.here = s.elsewhere[Place{PullSecrets: with.keys}]
+	return &with, nil
 }
 
 // keysOf writes a trusted root as the keys of a TrustRoot; leave leaves lists out.
@@ -194,6 +202,7 @@ func TestClusterImagePolicy(t *testing.T) {
 	all := []oci.Attachment{bundle, legacy, prov, sbom}
 	elsewhere := map[Place][]oci.Attachment{
 		{Repository: "registry.example/signatures"}: {bundle}, {TagPrefix: "release-"}: {legacy},
+		{PullSecrets: "one,two"}: {bundle}, {Repository: "registry.example/signatures", PullSecrets: "one"}: {legacy},
 	}
 	const denied, noMatch = verify.ReasonPolicyDenied, ReasonNoPolicy
 	for _, tt := range []struct {
@@ -236,6 +245,9 @@ func TestClusterImagePolicy(t *testing.T) {
 		{name: "a repository of signatures", authority: a + ", source: [{oci: registry.example/signatures}]}"},
 		{name: "another repository of signatures", authority: a + ", source: [{oci: registry.example/others}]}", attached: all, want: verify.ReasonNoSignature},
 		{name: "a prefix of tags", authority: a + ", source: [{tagPrefix: release-}]}"},
+		{name: "pull secrets", authority: a + ", source: [{signaturePullSecrets: [{name: one}, {name: two}]}]}"},
+		{name: "pull secrets in another order", authority: a + ", source: [{signaturePullSecrets: [{name: two}, {name: one}]}]}", attached: all, want: verify.ReasonNoSignature},
+		{name: "a pull secret of a repository of signatures", authority: a + ", source: [{oci: registry.example/signatures, signaturePullSecrets: [{name: one}]}]}"},
 		{name: "another prefix of tags", authority: a + ", source: [{tagPrefix: other-}]}", attached: all, want: verify.ReasonNoSignature},
 
 		{name: "an attestation, and no signature", authority: a + attestations(wants("p", "slsaprovenance", "", "")), attached: []oci.Attachment{prov}},

@@ -3,6 +3,7 @@ package policy
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 
 	"github.com/attestry/attestry/pkg/verify/oci"
@@ -53,14 +54,19 @@ func (e *evidence) Attachments(ctx context.Context, at Place) ([]oci.Attachment,
 	defer close(f.done)
 	f.err = errors.New("the source did not answer") // what others see when it panics
 	source := e.source
-	if at != (Place{}) {
-		// A source on disk has everything in one place.
-		if elsewhere, ok := source.(oci.Elsewhere); ok {
-			var err error
-			if source, err = elsewhere.At(at.Repository, at.TagPrefix); err != nil {
-				f.err = err
-				return nil, err
-			}
+	// A source on disk has everything in one place, and needs no credentials.
+	if keyed, ok := source.(oci.Keyed); ok && at.PullSecrets != "" {
+		var err error
+		if source, err = keyed.With(ctx, strings.Split(at.PullSecrets, ",")); err != nil {
+			f.err = err
+			return nil, err
+		}
+	}
+	if elsewhere, ok := source.(oci.Elsewhere); ok && (at.Repository != "" || at.TagPrefix != "") {
+		var err error
+		if source, err = elsewhere.At(at.Repository, at.TagPrefix); err != nil {
+			f.err = err
+			return nil, err
 		}
 	}
 	f.found, f.err = source.Attachments(ctx, e.image)

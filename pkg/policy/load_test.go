@@ -58,6 +58,7 @@ func TestRefusedWhenLoaded(t *testing.T) {
 		{"two sources", cip("{" + keyless + ", source: [{oci: registry.example/a}, {oci: registry.example/b}]}"), "only one is supported"},
 		{"a source without a repository", cip("{" + keyless + ", source: [{oci: registry}]}"), "source[0].oci"},
 		{"a tag prefix that is none", cip("{" + keyless + ", source: [{tagPrefix: a/b}]}"), "cannot begin a tag"},
+		{"a pull secret of no such name", cip("{" + keyless + ", source: [{signaturePullSecrets: [{name: \"a,b\"}]}]}"), "cannot be the name of a secret"},
 		{"a pull secret without a name", cip("{" + keyless + ", source: [{signaturePullSecrets: [{}]}]}"), "name: is missing"},
 		{"a signature format that there is not", cip("{" + keyless + ", signatureFormat: new}"), "neither legacy nor bundle"},
 		{"a key from nowhere", cip("key: {}"), "exactly one of data, secretRef and kms"},

@@ -99,4 +99,7 @@ type Evidence interface {
 type Place struct {
 	Repository string // instead of the image's own
 	TagPrefix  string // before legacy tags
+	// PullSecrets are names of secrets with credentials for it, joined by commas. They are those of the namespace in which the image runs; outside
+	// a cluster there are none, and the caller's own credentials count.
+	PullSecrets string
 }

@@ -55,6 +55,12 @@ type Hinted interface {
 	Claiming(predicateType string) Source
 }
 
+// Keyed is a source that can read with other credentials than its own.
+type Keyed interface {
+	// With returns the source that reads with the pull secrets of these names before its own credentials, in their order.
+	With(ctx context.Context, pullSecrets []string) (Source, error)
+}
+
 // Elsewhere is a source that can look for signatures in another place than beside the image.
 type Elsewhere interface {
 	// At returns the source that reads attachments from repository ("registry.example/signatures"; empty is the image's
