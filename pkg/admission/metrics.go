@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -123,6 +124,37 @@ func ObserveRegistries(reg prometheus.Registerer) (func(host, method string, cod
 	return func(host, method string, code int) {
 		requests.WithLabelValues(hosts.of(host), method, strconv.Itoa(code)).Inc()
 	}, nil
+}
+
+// ObserveTrust returns what takes the trusted root in force: when its file was written, zero for none, and when the TUF metadata that
+// was carried with it ends, zero where that is not known. now is for its age, nil is time.Now.
+func ObserveTrust(reg prometheus.Registerer, now func() time.Time) (func(written, ends time.Time), error) {
+	if now == nil {
+		now = time.Now
+	}
+	var since atomic.Pointer[time.Time]
+	age := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "attestry_trusted_root_age_seconds",
+		Help: "Seconds since the file of the trusted root in force was written; 0 without one.",
+	}, func() float64 {
+		if at := since.Load(); at != nil && !at.IsZero() {
+			return now().Sub(*at).Seconds()
+		}
+		return 0
+	})
+	// A vector without labels has no value while none is set.
+	expiry := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "attestry_trusted_root_expiry_seconds",
+		Help: "When the TUF metadata carried with the trusted root in force ends, Unix seconds; absent where there is none.",
+	}, nil)
+	return func(written, ends time.Time) {
+		since.Store(&written)
+		if ends.IsZero() {
+			expiry.Reset()
+			return
+		}
+		expiry.WithLabelValues().Set(float64(ends.Unix()))
+	}, errors.Join(reg.Register(age), reg.Register(expiry))
 }
 
 // labels lets so many values of a label through and no more, whatever comes.
