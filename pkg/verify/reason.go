@@ -86,7 +86,7 @@ const (
 const (
 	ReasonImageUnknown        Reason = "image-unknown"        // there is no such image
 	ReasonImageMalformed      Reason = "image-malformed"      // content that is not what its digest or its format says
-	ReasonRegistryUnreachable Reason = "registry-unreachable" // no answer, or one that asks to come again: trying again can help
+	ReasonRegistryUnreachable Reason = "registry-unreachable" // no answer, one that asks to come again, or a wrong name or certificate: trying again can help
 	ReasonRegistryDenied      Reason = "registry-denied"      // the registry wants other credentials
 	ReasonRegistryBlocked     Reason = "registry-blocked"     // an address or host that must not be asked
 )

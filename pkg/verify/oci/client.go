@@ -220,6 +220,10 @@ func (c *client) do(ctx context.Context, r request) (*answer, error) {
 			after = retryAfter(a.header)
 			err = fmt.Errorf("status %d%s", a.status, a.text())
 		} else if !transient(err) {
+			var classified *fault.Error
+			if !errors.As(err, &classified) { // a wrong name or certificate says nothing about an image, either
+				err = fault.New(fault.Denied, string(verify.ReasonRegistryUnreachable), err, "registry %s", host)
+			}
 			return nil, err
 		}
 		failure := fault.New(fault.Unavailable, string(verify.ReasonRegistryUnreachable), err, "registry %s", host)
