@@ -50,6 +50,9 @@ type serverConfig struct {
 	ClusterPolicies bool `mapstructure:"cluster-policies"`
 	// TrustedRootFile is the trusted_root.json for policies without a trust root of their own. Read again when it changes.
 	TrustedRootFile string `mapstructure:"trusted-root-file"`
+	// TrustMetadata is a directory with the TUF metadata that names trusted-root-file: a metric says when it ends. Nothing is refused by it.
+	// Default that of the trusted root, or tuf/ in it.
+	TrustMetadata string `mapstructure:"trust-metadata"`
 	// TUFMirrors are copies of the TUF repositories that TrustRoots name by spec.remote: no connection is made for them.
 	TUFMirrors []tufMirror `mapstructure:"tuf-mirrors"`
 	// NoMatch is what becomes of an image that no policy speaks of: deny (default), warn or allow.
@@ -90,7 +93,7 @@ type serverConfig struct {
 	PrivateNetworks []string `mapstructure:"private-networks"`
 	// RegistryHosts are hosts that may be in networks of their own.
 	RegistryHosts []registryHost `mapstructure:"registry-hosts"`
-	// RegistryCAs are CA certificates (PEM) of registries, beside the system's.
+	// RegistryCAs are CA certificates (PEM) of registries, beside the system's. Read again when they change.
 	RegistryCAs []registryCA `mapstructure:"registry-cas"`
 	// InsecureRegistries are spoken to without TLS.
 	InsecureRegistries []string `mapstructure:"insecure-registries"`
@@ -219,6 +222,9 @@ func (c *serverConfig) Validate() error {
 		if set.Path == "" {
 			p.Addf("carry-sets: path is required")
 		}
+	}
+	if c.TrustMetadata != "" && c.TrustedRootFile == "" {
+		p.Addf("trust-metadata is that of a trusted-root-file, which is missing")
 	}
 	for _, m := range c.TUFMirrors {
 		if m.URL == "" || m.Dir == "" {

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"flag"
@@ -52,7 +53,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	group, ctx := errgroup.WithContext(ctx)
-	p := &policies{cfg: cfg, namespace: cfg.Namespace, logger: logger}
+	trusted, err := admission.ObserveTrust(reg, nil)
+	if err != nil {
+		return err
+	}
+	p := &policies{cfg: cfg, namespace: cfg.Namespace, logger: logger, trusted: trusted}
 	ready := []func() error{func() error { _, err := p.decider(); return err }}
 	var certificate keeper = &files{cert: cfg.TLSCertFile, key: cfg.TLSKeyFile, logger: logger}
 	var labels func(string) map[string]string
@@ -152,7 +157,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	group.Go(func() error {
 		return every(ctx, lookEvery, func() {
 			if err := registries.look(); err != nil {
-				logger.Warn("credentials", "err", err)
+				logger.Warn("registries", "err", err)
 			}
 		})
 	})
@@ -162,13 +167,14 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		return every(ctx, lookEvery, func() { p.preverify(ctx, &done) })
 	})
 	if kube != nil && cfg.ScanEvery > 0 {
-		holder, err := os.Hostname()
+		host, err := os.Hostname()
 		if err != nil {
 			return err
 		}
-		lease := kube.Lease("attestry-admission-scan", holder, cfg.ScanEvery)
+		// Pods have names of their own; processes of one host, and those of a pod that was started again, do not.
+		lease := kube.Lease("attestry-admission-scan", host+"_"+rand.Text(), cfg.ScanEvery+time.Minute) // who scans comes again in time
 		group.Go(func() error {
-			return every(ctx, min(cfg.ScanEvery, time.Minute), scanning(ctx, cfg.ScanEvery, hook, kube, lease, isReady, logger))
+			return every(ctx, lookEvery, scanning(ctx, cfg.ScanEvery, hook, kube, lease, isReady, logger))
 		})
 	}
 	return group.Wait()
@@ -176,14 +182,15 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 
 // scanning returns what scans the running pods when it is time and no other replica has.
 func scanning(ctx context.Context, interval time.Duration, hook *admission.Webhook, pods admission.Pods, lease *cluster.Lease, ready func(context.Context) error, logger *slog.Logger) func() {
-	var last time.Time
+	var next time.Time
 	return func() {
-		if time.Since(last) < interval || ready(ctx) != nil {
+		if time.Now().Before(next) || ready(ctx) != nil {
 			return
 		}
+		next = time.Now().Add(min(interval, time.Minute))
 		ours, err := lease.Take(ctx)
 		if err == nil && ours {
-			last = time.Now()
+			next = time.Now().Add(interval)
 			err = hook.Scan(ctx, pods)
 		}
 		if err != nil && ctx.Err() == nil {

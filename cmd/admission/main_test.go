@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -48,11 +49,14 @@ func TestScript(t *testing.T) { testscript.Run(t, testscript.Params{Dir: "testda
 type site struct {
 	t      testing.TB
 	dir    string
-	host   string
+	host   string       // of the registry
+	images http.Handler // the registry
 	key    *ecdsa.PrivateKey
 	client *http.Client
 	url    string
 	log    *logLines
+
+	patience time.Duration // of await; 0 is half a minute
 }
 
 // logLines is what the program logs.
@@ -87,13 +91,14 @@ spec:
 
 func newSite(t testing.TB) *site {
 	t.Helper()
-	srv := httptest.NewServer(registry.New(registry.WithReferrersSupport(true), registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo))))
+	images := registry.New(registry.WithReferrersSupport(true), registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)))
+	srv := httptest.NewServer(images)
 	t.Cleanup(srv.Close)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &site{t: t, dir: t.TempDir(), host: strings.TrimPrefix(srv.URL, "http://"), key: key, log: &logLines{}}
+	return &site{t: t, dir: t.TempDir(), host: strings.TrimPrefix(srv.URL, "http://"), images: images, key: key, log: &logLines{}}
 }
 
 func (s *site) file(name, text string) string {
@@ -105,14 +110,18 @@ func (s *site) file(name, text string) string {
 	return path
 }
 
-func (s *site) policy() string {
+func (s *site) publicKey() string {
 	s.t.Helper()
 	der, err := x509.MarshalPKIXPublicKey(s.key.Public())
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	text := strings.TrimSpace(string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
-	return fmt.Sprintf(signedByKey, strings.ReplaceAll(text, "\n", "\n        "))
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+}
+
+func (s *site) policy() string {
+	s.t.Helper()
+	return fmt.Sprintf(signedByKey, strings.ReplaceAll(strings.TrimSpace(s.publicKey()), "\n", "\n        "))
 }
 
 // push makes an image and returns it with its reference by digest.
@@ -164,11 +173,16 @@ func signatureTag(reference string) string {
 
 func (s *site) sign(reference string) {
 	s.t.Helper()
-	tag, err := name.NewTag(signatureTag(reference))
+	s.put(signatureTag(reference), s.signature(reference))
+}
+
+func (s *site) put(reference string, img v1.Image) {
+	s.t.Helper()
+	tag, err := name.NewTag(reference)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if err := remote.Write(tag, s.signature(reference)); err != nil {
+	if err := remote.Write(tag, img); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -196,18 +210,8 @@ func (s *site) start(more string) {
 		s.file("policy.yaml", s.policy()), more))
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(certPEM)
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "localhost"}, ForceAttemptHTTP2: true}
-	s.client, s.url = &http.Client{Transport: transport}, "https://"+listen
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, []string{"-config", config}, s.log) }()
-	s.t.Cleanup(func() {
-		transport.CloseIdleConnections()
-		cancel()
-		if err := <-ended; err != nil {
-			s.t.Errorf("the program ended: %v", err)
-		}
-	})
+	s.talk(listen, roots, "localhost")
+	s.run(config)
 	s.await("it is ready", func() bool {
 		resp, err := s.client.Get(s.url + "/readyz")
 		if err != nil {
@@ -216,6 +220,31 @@ func (s *site) start(more string) {
 		resp.Body.Close()
 		return resp.StatusCode == http.StatusOK
 	})
+}
+
+// run runs the program until stop is called, at the latest when the test ends.
+func (s *site) run(config string) (stop func()) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, []string{"-config", config}, s.log) }()
+	stop = sync.OnceFunc(func() {
+		if s.client != nil {
+			s.client.CloseIdleConnections()
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			s.t.Errorf("the program ended: %v", err)
+		}
+	})
+	s.t.Cleanup(stop)
+	return stop
+}
+
+// talk has ask reach the program at an address.
+func (s *site) talk(listen string, roots *x509.CertPool, name string) {
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: name}, ForceAttemptHTTP2: true}
+	s.client, s.url = &http.Client{Transport: transport}, "https://"+listen
 }
 
 func (s *site) free() string {
@@ -230,7 +259,7 @@ func (s *site) free() string {
 
 func (s *site) await(what string, done func() bool) {
 	s.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(cmp.Or(s.patience, 30*time.Second)); !done(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("not in time: %s\n%s", what, s.log)
 		}
@@ -247,10 +276,11 @@ type answer struct {
 	}
 }
 
-// ask sends the review of a pod with one image.
-func (s *site) ask(image string) (a answer, protocol int) {
+// ask sends the review of a pod with one image. more are members of its specification.
+func (s *site) ask(image string, more ...string) (a answer, protocol int) {
 	s.t.Helper()
-	review := fmt.Sprintf(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"1","kind":{"group":"","version":"v1","kind":"Pod"},"resource":{"group":"","version":"v1","resource":"pods"},"namespace":"team","operation":"CREATE","object":{"kind":"Pod","apiVersion":"v1","metadata":{"name":"app"},"spec":{"containers":[{"name":"app","image":%q}]}}}}`, image)
+	spec := strings.Join(append(more, fmt.Sprintf(`"containers":[{"name":"app","image":%q}]`, image)), ",")
+	review := fmt.Sprintf(`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"1","kind":{"group":"","version":"v1","kind":"Pod"},"resource":{"group":"","version":"v1","resource":"pods"},"namespace":"team","operation":"CREATE","object":{"kind":"Pod","apiVersion":"v1","metadata":{"name":"app"},"spec":{%s}}}}`, spec)
 	resp, err := s.client.Post(s.url+"/validate?timeout=10s", "application/json", strings.NewReader(review))
 	if err != nil {
 		s.t.Fatal(err)

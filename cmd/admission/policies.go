@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/attestry/attestry/pkg/admission"
 	"github.com/attestry/attestry/pkg/admission/cluster"
 	"github.com/attestry/attestry/pkg/policy"
+	"github.com/attestry/attestry/pkg/verify/freshness"
 	"github.com/attestry/attestry/pkg/verify/oci"
 )
 
@@ -32,6 +34,7 @@ type policies struct {
 	namespace string // of secretRef and configMapRef
 	logger    *slog.Logger
 
+	trusted     func(written, ends time.Time) // takes the trusted root in force; nil for nobody
 	inForce     atomic.Pointer[policy.Set]
 	preverified atomic.Pointer[admission.Preverified]
 	problem     atomic.Pointer[string] // why the newest policies are not in force; nil when they are
@@ -41,6 +44,7 @@ type policies struct {
 	synced   bool          // objects are known
 	tried    [32]byte      // what was compiled last, with or without success
 	compiled time.Time
+	dated    time.Time // when the trusted root's age was read last
 }
 
 // decider is admission.Options.Decider.
@@ -73,6 +77,7 @@ func (p *policies) look() {
 	if p.cfg.Cluster && p.cfg.ClusterPolicies && !p.synced {
 		return // without them others would decide
 	}
+	before := p.inForce.Load()
 	if err := p.compile(); err != nil {
 		text := err.Error()
 		if before := p.problem.Swap(&text); before == nil || *before != text {
@@ -83,6 +88,37 @@ func (p *policies) look() {
 	if p.problem.Swap(nil) != nil {
 		p.logger.Info("policies are good again")
 	}
+	if fresh := p.inForce.Load() != before; fresh || time.Since(p.dated) >= mirrorsEvery {
+		p.dated = time.Now()
+		p.date()
+	}
+}
+
+// date says how old the trusted root in force is, by its file and by the TUF metadata that was carried with it.
+func (p *policies) date() {
+	if p.trusted == nil || p.cfg.TrustedRootFile == "" {
+		return
+	}
+	info, err := os.Stat(p.cfg.TrustedRootFile)
+	if err != nil {
+		return // the next look says so
+	}
+	data, err := limit.ReadFile(p.cfg.TrustedRootFile, maxTrustedRoot)
+	if err != nil {
+		return
+	}
+	dir := p.cfg.TrustMetadata
+	if dir == "" {
+		dir = filepath.Dir(p.cfg.TrustedRootFile)
+		if _, err := os.Stat(filepath.Join(dir, "tuf", "timestamp.json")); err == nil {
+			dir = filepath.Join(dir, "tuf")
+		}
+	}
+	age, err := freshness.Read(os.DirFS(dir), data)
+	if err != nil && p.cfg.TrustMetadata != "" {
+		p.logger.Warn("age of the trusted root", "err", err)
+	}
+	p.trusted(info.ModTime(), age.Expires)
 }
 
 func (p *policies) compile() error {

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -29,11 +32,11 @@ const (
 // implements admission.Sources.
 type registries struct {
 	cfg   *serverConfig
-	base  oci.Options          // without credentials
 	pulls *cluster.PullSecrets // nil without a cluster
 
-	mu     sync.Mutex // guards what follows
-	file   []byte     // content of registry-config
+	mu     sync.Mutex  // guards what follows
+	base   oci.Options // without credentials
+	file   []byte      // content of registry-config
 	own    *oci.Credentials
 	opened *lru.Cache[[32]byte, *oci.Registry] // by pull secrets
 }
@@ -41,17 +44,10 @@ type registries struct {
 func newRegistries(cfg *serverConfig, pulls *cluster.PullSecrets, observe func(host, method string, code int)) (*registries, error) {
 	base := oci.Options{
 		Repository: cfg.SignatureRepository, TagPrefix: cfg.SignatureTagPrefix, Insecure: cfg.InsecureRegistries, Timeout: cfg.RegistryTimeout,
-		Proxy: http.ProxyFromEnvironment, UserAgent: "attestry-admission", CAs: map[string][]byte{}, Observe: observe,
+		Proxy: http.ProxyFromEnvironment, UserAgent: "attestry-admission", Observe: observe,
 	}
 	for _, m := range cfg.RegistryMirrors {
 		base.Mirrors = append(base.Mirrors, oci.Mirror{From: m.From, To: m.To})
-	}
-	for _, ca := range cfg.RegistryCAs {
-		pem, err := limit.ReadFile(ca.File, maxCA)
-		if err != nil {
-			return nil, fmt.Errorf("registry-cas: %w", err)
-		}
-		base.CAs[strings.ToLower(ca.Host)] = pem
 	}
 	var err error
 	if base.Prefixes, err = prefixes(cfg.PrivateNetworks); err != nil {
@@ -69,15 +65,39 @@ func newRegistries(cfg *serverConfig, pulls *cluster.PullSecrets, observe func(h
 		return nil, err
 	}
 	r := &registries{cfg: cfg, base: base, pulls: pulls, opened: opened}
-	if err := r.look(); err != nil {
-		return nil, err
-	}
-	_, err = r.with(nil) // what is wrong with the options is said before anything listens
-	return r, err
+	return r, r.look() // what is wrong with the options is said before anything listens
 }
 
-// look reads our own credentials when they have changed.
-func (r *registries) look() error {
+// look reads our own credentials and the CA certificates of registries when they have changed. What is wrong changes nothing.
+func (r *registries) look() error { return errors.Join(r.lookAtCAs(), r.lookAtCredentials()) }
+
+func (r *registries) lookAtCAs() error {
+	cas := make(map[string][]byte, len(r.cfg.RegistryCAs))
+	for _, ca := range r.cfg.RegistryCAs {
+		pem, err := limit.ReadFile(ca.File, maxCA)
+		if err != nil {
+			return fmt.Errorf("registry-cas: %w", err)
+		}
+		cas[strings.ToLower(ca.Host)] = pem
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.base.CAs != nil && maps.EqualFunc(cas, r.base.CAs, bytes.Equal) {
+		return nil
+	}
+	base := r.base
+	base.CAs = cas
+	tried, err := oci.NewRegistry(base)
+	if err != nil {
+		return err
+	}
+	tried.Close()
+	r.base = base
+	r.opened.Purge()
+	return nil
+}
+
+func (r *registries) lookAtCredentials() error {
 	var data []byte
 	var err error
 	if r.cfg.RegistryConfig != "" {
@@ -101,6 +121,14 @@ func (r *registries) look() error {
 
 // Open implements admission.Sources.
 func (r *registries) Open(ctx context.Context, w *admission.Workload) (oci.Source, error) {
+	registry, err := r.of(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	return &source{registry, r, w}, nil
+}
+
+func (r *registries) of(ctx context.Context, w *admission.Workload) (*oci.Registry, error) {
 	if r.pulls == nil {
 		return r.with(nil)
 	}
@@ -109,6 +137,20 @@ func (r *registries) Open(ctx context.Context, w *admission.Workload) (oci.Sourc
 		return nil, err
 	}
 	return r.with(secrets)
+}
+
+// source is a registry as a workload may read it.
+type source struct {
+	*oci.Registry
+	all      *registries
+	workload *admission.Workload
+}
+
+// With implements oci.Keyed: the secrets are those of the workload's namespace.
+func (s *source) With(ctx context.Context, pullSecrets []string) (oci.Source, error) {
+	w := *s.workload
+	w.PullSecrets = append(slices.Clone(pullSecrets), w.PullSecrets...)
+	return s.all.of(ctx, &w)
 }
 
 func (r *registries) with(secrets []cluster.PullSecret) (*oci.Registry, error) {
