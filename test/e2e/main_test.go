@@ -21,7 +21,7 @@ const (
 )
 
 // The binaries under test, set by TestMain before any test and never again.
-var attestry, tlog, ca, tufPublisher string
+var attestry, tlog, ca, tufPublisher, admission string
 
 func TestMain(m *testing.M) {
 	os.Exit(buildAndRun(m))
@@ -39,7 +39,7 @@ func buildAndRun(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "building cmd: %v\n%s", err, out)
 		return 1
 	}
-	for name, path := range map[string]*string{"attestry": &attestry, "tlog": &tlog, "ca": &ca, "tuf-publisher": &tufPublisher} {
+	for name, path := range map[string]*string{"attestry": &attestry, "tlog": &tlog, "ca": &ca, "tuf-publisher": &tufPublisher, "admission": &admission} {
 		*path = filepath.Join(dir, name)
 	}
 	return m.Run()
