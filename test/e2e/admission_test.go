@@ -1,16 +1,23 @@
 package e2e
 
 import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -18,6 +25,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	kubernetes "github.com/attestry/attestry/pkg/admission/cluster"
 )
 
 // imagePolicies demand a signature and, apart from it, an SBOM of one person.
@@ -54,14 +63,21 @@ func (c *cluster) refused(pattern, stdin string, args ...string) {
 	}
 }
 
-// registry serves images on the node's address, without TLS, to pods and to the node.
-func (c *cluster) registry() *images {
+// registry serves images on the node's address, without TLS, to pods and to the node. guard, which may be nil, is asked first.
+func (c *cluster) registry(stored http.Handler, guard func(*http.Request) bool) *images {
 	c.t.Helper()
 	ln, err := net.Listen("tcp", "10.244.0.1:0")
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	srv := httptest.NewUnstartedServer(registry.New(registry.WithReferrersSupport(true), registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo))))
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if guard != nil && !guard(r) {
+			w.Header().Set("WWW-Authenticate", `Basic realm="images"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		stored.ServeHTTP(w, r)
+	}))
 	srv.Listener.Close()
 	srv.Listener = ln
 	srv.Start()
@@ -121,7 +137,7 @@ const admissionConfig = `listen: 0.0.0.0:8443
 ops-listen: 0.0.0.0:2112
 trusted-root-file: /config/trusted_root.json
 private-networks: [10.244.0.0/24]
-insecure-registries: ["%s"]
+insecure-registries: [%q, %q]
 scan-every: 1m
 `
 
@@ -130,7 +146,12 @@ func TestAdmissionInACluster(t *testing.T) {
 	c := newCluster(t)
 	s := up(t)
 	b := newSandbox(t)
-	r := c.registry()
+	stored := registry.New(registry.WithReferrersSupport(true), registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)))
+	r := c.registry(stored, nil)
+	private := c.registry(stored, func(r *http.Request) bool { // the same images, for who has the password
+		user, password, ok := r.BasicAuth()
+		return ok && user == "puller" && password == "secret"
+	})
 	app := c.program("./testdata/admission/app")
 	refs := map[string]string{}
 	for _, label := range []string{"signed", "unsigned", "bobs", "undescribed"} {
@@ -152,7 +173,7 @@ func TestAdmissionInACluster(t *testing.T) {
 	c.image("cluster.local/admission:e2e", "../../cmd/admission")
 	c.kubectl("", "create", "namespace", "attestry")
 	c.kubectl("", "-n", "attestry", "create", "configmap", "attestry-admission",
-		"--from-file=admission.yaml="+b.file("admission.yaml", fmt.Sprintf(admissionConfig, r.host)),
+		"--from-file=admission.yaml="+b.file("admission.yaml", fmt.Sprintf(admissionConfig, r.host, private.host)),
 		"--from-file=trusted_root.json="+s.client("trusted_root.json"))
 	c.kubectl(readFile(t, "testdata/admission/install.yaml"), "apply", "-f", "-")
 	c.kubectl("", "wait", "--for=condition=Established", "--timeout=60s", "crd/clusterimagepolicies.policy.sigstore.dev")
@@ -207,10 +228,37 @@ func TestAdmissionInACluster(t *testing.T) {
 		c := c.of(t)
 		c.refused(`policy "signed": signature: .*no-signature`, "", "-n", "enforced", "debug", "signed", "--image="+refs["unsigned"], "--attach=false")
 	})
+	t.Run("a pull secret opens a registry for the webhook as for the kubelet", func(t *testing.T) {
+		c := c.of(t)
+		image := strings.Replace(refs["signed"], r.host, private.host, 1)
+		c.refused("registry-denied", "", "-n", "enforced", "run", "closed", "--restart=Never", "--image="+image)
+		c.kubectl("", "-n", "enforced", "create", "secret", "docker-registry", "pull", "--docker-server="+private.host, "--docker-username=puller", "--docker-password=secret")
+		c.kubectl("", "-n", "enforced", "run", "opened", "--restart=Never", "--image="+image, "--overrides", `{"spec":{"imagePullSecrets":[{"name":"pull"}]}}`)
+		c.kubectl("", "-n", "enforced", "wait", "--for=condition=Ready", "--timeout=60s", "pod/opened")
+	})
+	addresses := strings.Fields(c.kubectl("", "-n", "attestry", "get", "pods", "-l", "app=attestry-admission", "-o", "jsonpath={.items[*].status.podIP}"))
+	t.Run("one replica scans what runs", func(t *testing.T) {
+		scans := 0
+		c.of(t).await("what runs unsigned is found", 3*time.Minute, func() bool {
+			found := false
+			scans = 0
+			for _, ip := range addresses {
+				text := get(t, "http://"+ip+":2112/metrics")
+				if !strings.Contains(text, "attestry_last_scan_timestamp_seconds 0\n") {
+					scans++
+					found = found || regexp.MustCompile(`attestry_running_images\{result="fail"\} [1-9]`).MatchString(text)
+				}
+			}
+			return found
+		})
+		if scans != 1 {
+			t.Errorf("%d replicas scan, want 1", scans)
+		}
+	})
+	t.Run("a certificate is replaced under load", func(t *testing.T) { c.of(t).rotated(addresses, run("enforced", "load", "signed", "--dry-run=server")) })
 	t.Run("the metrics say what happened", func(t *testing.T) {
-		address := strings.Fields(c.kubectl("", "-n", "attestry", "get", "pods", "-l", "app=attestry-admission", "-o", "jsonpath={.items[*].status.podIP}"))
 		var all string
-		for _, ip := range address {
+		for _, ip := range addresses {
 			all += get(t, "http://"+ip+":2112/metrics")
 		}
 		for _, want := range []string{
@@ -224,6 +272,96 @@ func TestAdmissionInACluster(t *testing.T) {
 			}
 		}
 	})
+}
+
+// rotated gives the webhook a certificate that is due, and a successor that has stood beside it for almost as long as it has to; then has
+// the API server ask without a pause, with request, until both replicas serve the successor.
+func (c *cluster) rotated(addresses, request []string) {
+	c.t.Helper()
+	kube, err := kubernetes.Open(c.kubeconfig, "attestry", slog.New(slog.DiscardHandler))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	const life = 90 * 24 * time.Hour
+	now := time.Now()
+	as := func(at time.Time) {
+		c.t.Helper()
+		keeper := kube.Serving(kubernetes.ServingOptions{Secret: "attestry-admission-tls", Service: "attestry-admission", Webhooks: "attestry-admission", Life: life,
+			Now: func() time.Time { return at }})
+		if err := keeper.Look(c.t.Context()); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	member := func(name string) string {
+		return c.kubectl("", "-n", "attestry", "get", "secret", "attestry-admission-tls", "-o", `go-template={{index .data "`+name+`" | base64decode}}`)
+	}
+	serve := func(want string) func() bool {
+		block, _ := pem.Decode([]byte(want))
+		if block == nil {
+			c.t.Fatal("the secret has no certificate")
+		}
+		return func() bool {
+			for _, ip := range addresses {
+				conn, err := tls.Dial("tcp", ip+":8443", &tls.Config{InsecureSkipVerify: true}) // it is compared whole
+				if err != nil {
+					return false
+				}
+				served := conn.ConnectionState().PeerCertificates[0].Raw
+				conn.Close()
+				if !bytes.Equal(served, block.Bytes) {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	c.kubectl("", "-n", "attestry", "delete", "secret", "attestry-admission-tls")
+	as(now.Add(-life * 3 / 4))
+	as(now.Add(-4 * time.Minute))
+	c.await("both serve the certificate that is due", time.Minute, serve(member("tls.crt")))
+	successor := member("next.crt")
+	ctx, cancel := context.WithCancel(c.t.Context())
+	var all sync.WaitGroup
+	var mu sync.Mutex // guards what follows
+	asked, failures := 0, []string{}
+	for range 2 {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				cmd := exec.Command(filepath.Join(c.bin, "kubectl"), request...)
+				cmd.Env = append(os.Environ(), "KUBECONFIG="+c.kubeconfig)
+				out, err := cmd.CombinedOutput()
+				mu.Lock()
+				if asked++; err != nil {
+					failures = append(failures, string(out))
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	c.await("both serve the successor", 3*time.Minute, serve(successor))
+	after := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return asked
+	}
+	seen := after()
+	c.await("it has been asked for", time.Minute, func() bool { return after() > seen+20 })
+	cancel()
+	all.Wait()
+	if len(failures) > 0 {
+		c.t.Errorf("%d of %d requests failed: %s", len(failures), asked, failures[0])
+	}
+	measured(c.t, "%d requests while a certificate was replaced, none failed", asked)
+}
+
+// await is eventually for what takes longer.
+func (c *cluster) await(what string, within time.Duration, done func() bool) {
+	c.t.Helper()
+	for deadline := time.Now().Add(within); !done(); time.Sleep(200 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			c.t.Fatalf("timed out waiting: %s", what)
+		}
+	}
 }
 
 // of is the cluster for a part of a test.
