@@ -110,6 +110,9 @@ type serverConfig struct {
 	LogLevel slog.Level `mapstructure:"log-level"`
 	// ShutdownGrace is how long reviews in flight may take after SIGTERM. Default 8s.
 	ShutdownGrace time.Duration `mapstructure:"shutdown-grace"`
+
+	// healthcheck is the flag -healthcheck.
+	healthcheck bool
 }
 
 type tufMirror struct {
@@ -279,6 +282,7 @@ func loadConfig(args []string, stderr io.Writer) (*serverConfig, error) {
 	flags := flag.NewFlagSet("admission", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	path := flags.String("config", os.Getenv("ADMISSION_CONFIG"), "YAML configuration file; every key can also be set as ADMISSION_<KEY>")
+	healthcheck := flags.Bool("healthcheck", false, "ask the admission that runs with this configuration whether it is ready, and end with 1 unless it is")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
@@ -286,5 +290,6 @@ func loadConfig(args []string, stderr io.Writer) (*serverConfig, error) {
 		return nil, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	cfg := defaults()
+	cfg.healthcheck = *healthcheck
 	return cfg, config.Load(cfg, *path, "ADMISSION")
 }

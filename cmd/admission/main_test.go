@@ -211,6 +211,9 @@ func (s *site) start(more string) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(certPEM)
 	s.talk(listen, roots, "localhost")
+	if err := run(s.t.Context(), []string{"-config", config, "-healthcheck"}, s.log); err == nil {
+		s.t.Error("it is healthy before it runs")
+	}
 	s.run(config)
 	s.await("it is ready", func() bool {
 		resp, err := s.client.Get(s.url + "/readyz")
@@ -220,6 +223,9 @@ func (s *site) start(more string) {
 		resp.Body.Close()
 		return resp.StatusCode == http.StatusOK
 	})
+	if err := run(s.t.Context(), []string{"-config", config, "-healthcheck"}, s.log); err != nil {
+		s.t.Errorf("it is ready and not healthy: %v", err)
+	}
 }
 
 // run runs the program until stop is called, at the latest when the test ends.
