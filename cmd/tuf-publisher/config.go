@@ -43,7 +43,7 @@ type publisherConfig struct {
 	// InventoryPoll is how often the inventory is read again. Default 10s.
 	InventoryPoll time.Duration `mapstructure:"inventory-poll"`
 	// Records are keys to add to the inventory at start. Those that are there change nothing but
-	// their end, once; taking one away here removes nothing.
+	// their URL, and their end, once; taking one away here removes nothing.
 	Records []recordConfig `mapstructure:"records"`
 
 	// Operator names who runs the services in the signing config, as a URI without scheme.

@@ -107,7 +107,7 @@ func (c *publisherConfig) openInventory() (*trust.Inventory, error) {
 	if len(records) == 0 {
 		return inventory, nil
 	}
-	ids, err := inventory.Add(records...)
+	ids, err := inventory.Enter(records...)
 	if err != nil {
 		return nil, err
 	}

@@ -70,7 +70,7 @@ func (s *Stack) publishKeys(ctx context.Context, cas *authorities, logs []LogInf
 	if err != nil {
 		return err
 	}
-	ids, err := enter(s.inventory, records)
+	ids, err := s.inventory.Enter(records...)
 	if err != nil {
 		return err
 	}
@@ -144,26 +144,6 @@ func (s *Stack) Run(ctx context.Context) error {
 		return err
 	}
 	return nil
-}
-
-// enter adds the records, or moves those that the inventory has at another URL: the port may change. It
-// returns their IDs.
-func enter(inventory *trust.Inventory, records []trust.Record) (ids []string, err error) {
-	known := map[string]trust.Record{}
-	for _, r := range inventory.Records() {
-		known[string(r.Kind)+r.PublicKeyPEM+r.ChainPEM] = r
-	}
-	for i, r := range records {
-		old, ok := known[string(r.Kind)+r.PublicKeyPEM+r.ChainPEM]
-		if !ok || old.URL == r.URL {
-			continue
-		}
-		if err := inventory.Move(old.ID, r.URL); err != nil {
-			return nil, err
-		}
-		records[i].Start = old.Start
-	}
-	return inventory.Add(records...)
 }
 
 // records lists the keys in use: the CAs first, the logs last, both in their order. A window begins when the key was

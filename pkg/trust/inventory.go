@@ -270,7 +270,12 @@ func (inv *Inventory) Records() []Record {
 // record whose key, kind, URL and origin are there already changes nothing, so a service
 // may add its keys at each start; the window stored first stands. A key that is there with
 // another kind, URL or origin, or that was revoked, is ErrConflict and nothing is stored.
-func (inv *Inventory) Add(records ...Record) ([]string, error) {
+func (inv *Inventory) Add(records ...Record) ([]string, error) { return inv.enter(false, records) }
+
+// Enter is Add for what a configuration says now: a key that it has at another URL than before is moved there, see Move.
+func (inv *Inventory) Enter(records ...Record) ([]string, error) { return inv.enter(true, records) }
+
+func (inv *Inventory) enter(move bool, records []Record) ([]string, error) {
 	ids := make([]string, len(records))
 	err := inv.change(func(add func(event) error) error {
 		for i, r := range records {
@@ -279,15 +284,21 @@ func (inv *Inventory) Add(records ...Record) ([]string, error) {
 				return err
 			}
 			ids[i] = r.ID
-			if have := inv.byDigest(&r); have != nil {
-				if have.Kind != r.Kind || have.URL != r.URL || have.Origin != r.Origin || have.State == Revoked {
-					return fmt.Errorf("adding %s key %s at %s: it is %s at %s (%s): %w",
-						r.Kind, r.ID, r.URL, have.ID, have.URL, have.State, ErrConflict)
+			have := inv.byDigest(&r)
+			if have == nil {
+				if err := add(event{Event: "add", Record: &r}); err != nil {
+					return err
 				}
 				continue
 			}
-			if err := add(event{Event: "add", Record: &r}); err != nil {
-				return err
+			if have.Kind != r.Kind || have.URL != r.URL && !move || have.Origin != r.Origin || have.State == Revoked {
+				return fmt.Errorf("adding %s key %s at %s: it is %s at %s (%s): %w",
+					r.Kind, r.ID, r.URL, have.ID, have.URL, have.State, ErrConflict)
+			}
+			if have.URL != r.URL {
+				if err := add(event{Event: "move", ID: have.ID, URL: r.URL}); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
