@@ -236,7 +236,7 @@ func goSource(t *testing.T) string {
 
 // TestTheDocsLinksLead checks links between files; others lead out of an air gap.
 func TestTheDocsLinksLead(t *testing.T) {
-	for _, page := range []string{"README.md", "docs/develop.md", "docs/operate.md", "docs/audit.md", "docs/witness.md", "docs/ca.md", "docs/verify.md", "docs/policy.md", "docs/sign.md", "docs/carry.md", "docs/compose.md"} {
+	for _, page := range []string{"README.md", "docs/develop.md", "docs/operate.md", "docs/audit.md", "docs/witness.md", "docs/ca.md", "docs/verify.md", "docs/policy.md", "docs/sign.md", "docs/carry.md", "docs/compose.md", "docs/kubernetes.md", "charts/attestry/README.md"} {
 		for _, m := range regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`).FindAllStringSubmatch(readFile(t, filepath.Join(repository, page)), -1) {
 			if _, err := os.Stat(filepath.Join(repository, filepath.Dir(page), m[1])); err != nil {
 				t.Errorf("%s: %v", page, err)

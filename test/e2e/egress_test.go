@@ -32,6 +32,8 @@ var namedHosts = map[string]string{
 	"issuer.example":         "help text",
 	"name.invalid":           "a name that no certificate keeps: a new CA on trial",
 	"pkg.go.dev":             "comment in generated code",
+
+	"kubernetes.default.svc.cluster.local": "the cluster's own issuer, as its tokens name it",
 }
 
 // A private Sigstore must not know the public one: whatever host stands in the source is listed here with its reason.
@@ -53,8 +55,9 @@ func TestTheSourceNamesNoHostThatCouldBeDialled(t *testing.T) {
 		}
 		for _, m := range url.FindAllStringSubmatch(string(raw), -1) {
 			seen[m[1]] = true
-			// A name of one label is nobody's in the public DNS: a container beside another.
-			if namedHosts[m[1]] == "" && strings.Contains(m[1], ".") {
+			// A name of one label is nobody's in the public DNS: a container beside another. RFC 2606 keeps the examples' names.
+			reserved := !strings.Contains(m[1], ".") || strings.HasSuffix(m[1], ".example") || strings.HasSuffix(m[1], ".example.com")
+			if namedHosts[m[1]] == "" && !reserved {
 				t.Errorf("%s names %s: no default may be a public host", name, m[1])
 			}
 		}
