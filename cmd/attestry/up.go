@@ -14,8 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 
@@ -41,6 +39,7 @@ type upFlags struct {
 	dir, listen, url, fence, caConfig, metrics, issuer, witnessPolicy, ctMode string
 	kinds                                                                     []string
 	oneTimeTokens, attestations, ephemeral, demo, untilEOF                    bool
+	logLevel                                                                  slog.Level
 }
 
 func newUpCommand() *cobra.Command {
@@ -73,14 +72,15 @@ The first run makes every key and the TUF repository under --dir, later runs go 
 	flags.BoolVar(&f.attestations, "attestations", false, "keep the payloads of intoto entries and the messages of cose ones, and return them with the entry")
 	flags.StringVar(&f.witnessPolicy, "witness-policy", "", "file of witnesses and their quorum (c2sp.org/tlog-policy), who cosign the Rekor v2 log; without a quorum no checkpoint is shown")
 	flags.StringVar(&f.metrics, "metrics", "", "address of a second listener, for operators only: /metrics, /healthz, /readyz, /ca/explain")
+	flags.TextVar(&f.logLevel, "log-level", slog.LevelWarn, "debug (a line for each request), info, warn or error")
 	flags.StringVar(&f.issuer, "issuer", "loopback", "development issuer: loopback (refuse a listener that others can reach), any (allow it: whoever reaches it signs as anyone), off")
 	return cmd
 }
 
 func up(ctx context.Context, f upFlags, stdin io.Reader, stdout, stderr io.Writer) (err error) {
 	began := time.Now()
-	// Request lines would drown the block that tells how to begin: up shows what needs a person.
-	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	// Request lines would drown the block that tells how to begin: by default up shows what needs a person.
+	logger := slog.New(server.LogHandler(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: f.logLevel})))
 	klog.SetSlogLogger(logger) // Tessera's own lines
 	slog.SetDefault(logger)    // the OpenID library's
 	// Little lives long here and much is made for each request: a collector that lets the heap grow
@@ -126,13 +126,12 @@ func up(ctx context.Context, f upFlags, stdin io.Reader, stdout, stderr io.Write
 		}
 	}
 	var ops net.Listener
-	reg := prometheus.NewRegistry()
+	reg := server.NewRegistry()
 	if f.metrics != "" {
 		if ops, err = net.Listen("tcp", f.metrics); err != nil {
 			return fmt.Errorf("listening for metrics: %w", err)
 		}
 		defer ops.Close()
-		reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 		opts.Registerer = reg
 	}
 	if f.caConfig != "" { // without it, a terminal that is closed ends the process

@@ -13,8 +13,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/sigstore/sigstore/pkg/cryptoutils"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -98,15 +96,14 @@ func runWitness(ctx context.Context, f witnessFlags, stdout, stderr io.Writer) (
 	if err != nil {
 		return err
 	}
-	logger := slog.New(slog.NewJSONHandler(stderr, nil))
+	logger := slog.New(server.LogHandler(slog.NewJSONHandler(stderr, nil)))
 	// The ports first: a port in use must leave no half-made directory.
 	ln, err := net.Listen("tcp", f.listen)
 	if err != nil {
 		return fmt.Errorf("listening: %w; name another address with --listen", err)
 	}
 	defer ln.Close()
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg := server.NewRegistry()
 	var ops net.Listener
 	if f.metrics != "" {
 		if ops, err = net.Listen("tcp", f.metrics); err != nil {

@@ -14,8 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
@@ -48,9 +46,8 @@ func run(ctx context.Context, args []string, stderr io.Writer) (result error) {
 		return server.Probe(ctx, cfg.OpsListen, "/readyz")
 	}
 	level := new(slog.LevelVar)
-	logger := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level}))
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	logger := slog.New(server.LogHandler(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level})))
+	reg := server.NewRegistry()
 	l := &loader{ctx: ctx, path: path, level: level, logger: logger, registry: reg}
 	defer func() { result = errors.Join(result, l.close()) }()
 	authority, err := ca.Open(l.load)
@@ -69,7 +66,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) (result error) {
 		return fmt.Errorf("ops-listen: %w", err)
 	}
 	defer ops.Close()
-	g := grpc.NewServer(handler.GRPCOptions()...)
+	g := grpc.NewServer(append(handler.GRPCOptions(), server.GRPCRecover(logger)...)...)
 	handler.RegisterGRPC(g)
 	operators := server.Ops(reg, authority.Ready, authority.Notes)
 	handler.RegisterOps(operators)

@@ -16,8 +16,6 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-sql-driver/mysql"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
@@ -54,7 +52,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if cmd.healthcheck {
 		return server.Probe(ctx, cfg.OpsListen, "/readyz")
 	}
-	logger := slog.New(slog.NewJSONHandler(stderr, nil))
+	logger := slog.New(server.LogHandler(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel})))
 	klog.SetSlogLogger(logger) // Tessera's own lines, and its MySQL driver's
 	if err := mysql.SetLogger(slog.NewLogLogger(logger.Handler(), slog.LevelWarn)); err != nil {
 		return err
@@ -63,8 +61,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg := server.NewRegistry()
 	opts.Logger, opts.Registerer = logger, reg
 	if cmd.fsck {
 		return stack.PrintCheck(ctx, opts, nil, nil, false, stdout)
@@ -97,7 +94,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	r := chi.NewRouter()
 	logs.Register(r)
 	r.Get("/healthz", server.Healthz)
-	g := grpc.NewServer()
+	measured, err := server.GRPCMetrics(reg)
+	if err != nil {
+		return err
+	}
+	g := grpc.NewServer(append(measured, server.GRPCRecover(logger)...)...)
 	logs.RegisterGRPC(g)
 	healthpb.RegisterHealthServer(g, health.NewServer())
 	reflection.Register(g)

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"time"
 
@@ -41,6 +42,8 @@ type serverConfig struct {
 	// timestamp-authority does, in place of HTTP 200 and an RFC 3161 rejection.
 	Reject400 bool `mapstructure:"reject-with-400"`
 
+	// LogLevel is debug, info, warn or error. Default info. At debug each request has a line; secrets are in none.
+	LogLevel slog.Level `mapstructure:"log-level"`
 	// ShutdownGrace is how long requests in flight may take after SIGTERM. Default 8s.
 	ShutdownGrace time.Duration `mapstructure:"shutdown-grace"`
 

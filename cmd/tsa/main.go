@@ -13,8 +13,6 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/attestry/attestry/internal/server"
@@ -42,9 +40,8 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if cfg.healthcheck {
 		return server.Probe(ctx, cfg.OpsListen, "/readyz")
 	}
-	logger := slog.New(slog.NewJSONHandler(stderr, nil))
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	logger := slog.New(server.LogHandler(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel})))
+	reg := server.NewRegistry()
 	opts, err := cfg.options()
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/url"
 	"os"
 	"slices"
@@ -67,6 +68,8 @@ type publisherConfig struct {
 	URL       string `mapstructure:"url"`
 	TUFURL    string `mapstructure:"tuf-url"`
 
+	// LogLevel is debug, info, warn or error. Default info. At debug each request has a line; secrets are in none.
+	LogLevel slog.Level `mapstructure:"log-level"`
 	// ShutdownGrace is how long requests in flight may take after SIGTERM. Default 8s.
 	ShutdownGrace time.Duration `mapstructure:"shutdown-grace"`
 

@@ -15,8 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/attestry/attestry/internal/server"
@@ -43,9 +41,8 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	if cfg.healthcheck {
 		return server.Probe(ctx, cfg.OpsListen, "/readyz")
 	}
-	logger := slog.New(slog.NewJSONHandler(stderr, nil))
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	logger := slog.New(server.LogHandler(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel})))
+	reg := server.NewRegistry()
 
 	inventory, err := cfg.openInventory()
 	if err != nil {

@@ -13,7 +13,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/attestry/attestry/internal/build"
 )
 
 // Limits on how long a connection may keep us waiting. A handler that reads a body sets a deadline of its own
@@ -34,7 +37,7 @@ func Run(ctx context.Context, ln net.Listener, handler http.Handler, grace time.
 	protocols.SetUnencryptedHTTP2(true)
 	protocols.SetHTTP2(true) // where the listener speaks TLS and offers it
 	srv := &http.Server{
-		Handler:           handler,
+		Handler:           Edge(handler, logger),
 		Protocols:         &protocols,
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
@@ -72,6 +75,14 @@ func Duplex(g, h http.Handler) http.Handler {
 		}
 		h.ServeHTTP(w, r)
 	})
+}
+
+// NewRegistry returns the registry of a program: what Go and the operating system know of the process, and attestry_build_info.
+func NewRegistry() *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		build.Gauge(prometheus.GaugeOpts{Name: "attestry_build_info", Help: "1, with what this program was built from."}))
+	return reg
 }
 
 // Ops serves /metrics, /healthz (the process lives) and /readyz (ready returns nil) for the second listener. What

@@ -73,8 +73,33 @@ func (c *CTClient) LogKey() crypto.PublicKey { return c.key }
 
 var errCTBreaker = errors.New("the CT log failed several times in a row and is left alone for a moment")
 
-// Ready returns an error while the log is left alone.
-func (c *CTClient) Ready(context.Context) error {
+// Ready returns an error while the log is left alone, or does not answer for its tree head.
+func (c *CTClient) Ready(ctx context.Context) error {
+	if err := c.closed(); err != nil {
+		return fmt.Errorf("CT log %s: %w", c.base, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, ctAttemptTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/ct/v1/get-sth", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.client.Do(req)
+	if err != nil {
+		return fmt.Errorf("CT log: %w", err)
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, ctMaxAnswer)); err != nil {
+		return fmt.Errorf("CT log %s: %w", c.base, err)
+	}
+	if resp.StatusCode >= http.StatusInternalServerError { // 4xx: a front end may serve submissions alone
+		return fmt.Errorf("CT log %s answers %s", c.base, resp.Status)
+	}
+	return nil
+}
+
+// closed returns an error while the log is left alone.
+func (c *CTClient) closed() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.now().Before(c.openUntil) {
@@ -94,7 +119,7 @@ func (c *CTClient) AddChain(ctx context.Context, chain [][]byte) ([]byte, error)
 }
 
 func (c *CTClient) add(ctx context.Context, path string, chain [][]byte) ([]byte, error) {
-	if err := c.Ready(ctx); err != nil {
+	if err := c.closed(); err != nil {
 		return nil, err
 	}
 	body, err := json.Marshal(struct {

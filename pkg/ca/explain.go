@@ -11,6 +11,7 @@ import (
 
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/limit"
+	"github.com/attestry/attestry/internal/server"
 	"github.com/attestry/attestry/pkg/ca/identity"
 )
 
@@ -31,7 +32,7 @@ type explainRequest struct {
 
 // explain answers 200 with an identity.Explanation, whatever becomes of the token.
 func (h *Handler) explain(w http.ResponseWriter, r *http.Request) {
-	id := requestID(r.Header.Get("X-Request-Id"))
+	id := server.FitRequestID(r.Header.Get(server.RequestIDHeader))
 	defer limit.Release(r)
 	e, err := h.readEvidence(w, r)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/gen/fulcio"
 	"github.com/attestry/attestry/internal/limit"
+	"github.com/attestry/attestry/internal/server"
 )
 
 // RegisterGRPC adds dev.sigstore.fulcio.v2.CA and grpc.health.v1.Health to s. sigstore-java
@@ -52,8 +53,10 @@ func (h *Handler) CreateSigningCertificate(ctx context.Context, m *fulcio.Create
 	if ids := md.Get("x-request-id"); len(ids) == 1 {
 		given = ids[0]
 	}
-	id := requestID(given)
-	_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", id)) // fails only outside a server
+	id := server.FitRequestID(given)
+	if server.RequestID(ctx) == "" { // else it is in the answer already
+		_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", id)) // fails only outside a server
+	}
 	issued, err := h.issueGRPC(ctx, m, md, id)
 	code := codes.OK
 	defer func() {

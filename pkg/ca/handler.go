@@ -2,8 +2,6 @@ package ca
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"net/http"
 	"strings"
@@ -20,7 +18,6 @@ const (
 	MaxBody = 64 << 10
 
 	defaultInFlight = 512
-	maxRequestID    = 128
 	bodyTime        = 30 * time.Second // for all of a request's body
 )
 
@@ -150,16 +147,6 @@ func (h *Handler) configuration() *fulcio.Configuration {
 		out.Issuers = append(out.Issuers, o)
 	}
 	return out
-}
-
-// requestID returns the caller's id if it is fit for a log line, else a new one.
-func requestID(given string) string {
-	if given != "" && len(given) <= maxRequestID && !strings.ContainsFunc(given, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == ']' }) {
-		return given
-	}
-	var b [8]byte
-	rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
 }
 
 // bearer returns the token of an Authorization header: the scheme in any case, or a bare token

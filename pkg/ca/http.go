@@ -63,8 +63,8 @@ func (h *Handler) Register(r chi.Router) {
 // signingCertV2 serves POST /api/v2/signingCert. 200 only: sigstore-go takes nothing else. JSON
 // whatever Accept says: sigstore-python asks for PEM and expects JSON.
 func (h *Handler) signingCertV2(w http.ResponseWriter, r *http.Request) {
-	id := requestID(r.Header.Get("X-Request-Id"))
-	w.Header().Set("X-Request-Id", id)
+	id := server.FitRequestID(r.Header.Get(server.RequestIDHeader))
+	w.Header().Set(server.RequestIDHeader, id)
 	defer limit.Release(r)
 	issued, err := h.issueV2(w, r, id)
 	if err != nil {
@@ -117,8 +117,8 @@ func place(err error) string {
 
 // signingCertV1 serves POST /api/v1/signingCert, for cosign 2.x and 3.0.x: 201 only.
 func (h *Handler) signingCertV1(w http.ResponseWriter, r *http.Request) {
-	id := requestID(r.Header.Get("X-Request-Id"))
-	w.Header().Set("X-Request-Id", id)
+	id := server.FitRequestID(r.Header.Get(server.RequestIDHeader))
+	w.Header().Set(server.RequestIDHeader, id)
 	defer limit.Release(r)
 	issued, err := h.issueV1(w, r, id)
 	if err != nil {
@@ -263,7 +263,7 @@ func preflight(w http.ResponseWriter, _ *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// observe measures every request, and at debug verbosity logs it.
+// observe measures every request.
 func (h *Handler) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		started := time.Now()
@@ -273,8 +273,6 @@ func (h *Handler) observe(next http.Handler) http.Handler {
 		code, method := strconv.Itoa(s.status), strings.ToLower(r.Method)
 		h.ca.metrics.latency.WithLabelValues(code, method).Observe(took.Seconds())
 		h.ca.metrics.requests.WithLabelValues(code, method).Inc()
-		h.ca.current.Load().logger.DebugContext(r.Context(), "request", "method", r.Method, "path", r.URL.Path, "status", s.status,
-			"seconds", took.Seconds(), "remote", r.RemoteAddr, "request_id", w.Header().Get("X-Request-Id"))
 	})
 }
 

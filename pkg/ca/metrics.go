@@ -2,7 +2,6 @@ package ca
 
 import (
 	"errors"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -10,6 +9,7 @@ import (
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/attestry/attestry/internal/build"
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/pkg/ca/identity"
 )
@@ -20,7 +20,7 @@ type metrics struct {
 	issued       prometheus.Counter
 	latency      *prometheus.HistogramVec
 	requests     *prometheus.CounterVec
-	build        *prometheus.GaugeVec
+	build        prometheus.Collector
 	rejected     *prometheus.CounterVec
 	perIssuer    *prometheus.CounterVec
 	refusals     *prometheus.CounterVec
@@ -45,9 +45,7 @@ func newMetrics() *metrics {
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "http_requests_total", Help: "HTTP requests answered by the certificate authority, by status code and method.",
 		}, []string{"code", "method"}),
-		build: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "fulcio_build_info", Help: "1, with what this program was built from.",
-		}, []string{"version", "revision", "build_date", "goversion"}),
+		build:    build.Gauge(prometheus.GaugeOpts{Name: "fulcio_build_info", Help: "1, with what this program was built from."}),
 		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ca_requests_refused_total", Help: "Signing requests refused, by reason."}, []string{"reason"}),
 		perIssuer: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ca_issuer_certificates_total", Help: "Certificates issued, by the token's issuer or the pattern that it fits.",
@@ -87,7 +85,6 @@ func (m *metrics) register(reg prometheus.Registerer, ca *CA) error {
 	}
 	chain := prometheus.GaugeOpts{Name: "ca_chain_expiry_seconds", Help: "Seconds until the first certificate of the CA's chain expires."}
 	one := prometheus.GaugeOpts{Name: "ca_certificate_expiry_seconds", Help: "Seconds until the issuing certificate and the root expire."}
-	m.build.WithLabelValues(buildInfo()).Set(1)
 	var errs []error
 	for _, c := range []prometheus.Collector{
 		m.issued, m.latency, m.requests, m.build, m.rejected, m.perIssuer, m.refusals, m.ctTime, m.signerTime, m.inFlight, m.generation, m.reloadFailed, m.builds.vec, m.grpc,
@@ -135,24 +132,6 @@ func (m *metrics) forget(before, now *identity.Verifier) {
 			m.refusals.DeletePartialMatch(gone)
 		}
 	}
-}
-
-// buildInfo is what the Go command wrote into the program: version, revision, build_date (of the revision) and goversion.
-func buildInfo() (version, revision, date, goVersion string) {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown", "unknown", "unknown", "unknown"
-	}
-	revision, date = "unknown", "unknown"
-	for _, s := range info.Settings {
-		switch s.Key {
-		case "vcs.revision":
-			revision = s.Value
-		case "vcs.time":
-			date = s.Value
-		}
-	}
-	return info.Main.Version, revision, date, info.GoVersion
 }
 
 // keyCollector reads how the keys of issuers are when it is asked.

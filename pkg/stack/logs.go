@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -609,8 +610,49 @@ func (l *Logs) RegisterGRPC(s grpc.ServiceRegistrar) {
 	}
 }
 
-// Ready returns nil when every log that is not frozen takes entries.
-func (l *Logs) Ready(context.Context) error {
+// Ready returns nil when every log that is not frozen takes entries, and what it stands on answers: the directory, the database,
+// the fence and a store that is shared.
+func (l *Logs) Ready(ctx context.Context) error {
+	errs := []error{l.takesEntries()}
+	dirs := []string{l.opts.Dir}
+	if l.opts.FenceURI == "" {
+		dirs = append(dirs, l.opts.FenceDir)
+	}
+	for _, dir := range dirs { // a volume that was taken away
+		if _, err := os.Stat(dir); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for _, m := range l.snapshot() {
+		l.mu.Lock()
+		tree, db, open := m.tree, m.db, m.log != nil && m.record.State != Frozen
+		l.mu.Unlock()
+		if !open {
+			continue
+		}
+		if db != nil {
+			if _, err := db.ExecContext(ctx, "SELECT 1"); err != nil {
+				errs = append(errs, fmt.Errorf("log %s: database %s: %w", m.spec.Label, db, err))
+			}
+		}
+		if m.spec.Tree.Shared() {
+			if _, err := tree.Size(ctx); err != nil {
+				errs = append(errs, fmt.Errorf("log %s: store %s: %w", m.spec.Label, m.spec.Tree.Store, err))
+			}
+		}
+		id, err := log.IDOf(m.spec.Key)
+		if err == nil {
+			_, err = l.fence.Last(ctx, id)
+		}
+		if err != nil && !errors.Is(err, log.ErrNoRecord) {
+			errs = append(errs, fmt.Errorf("log %s: fence: %w", m.spec.Label, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// takesEntries returns nil when every log that is not frozen does.
+func (l *Logs) takesEntries() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var errs []error

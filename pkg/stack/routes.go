@@ -123,7 +123,7 @@ func (s *Stack) routes(ctx context.Context, m *material) (http.Handler, error) {
 	}
 	r := chi.NewRouter()
 	caHandler := ca.NewHandler(authority, ca.HandlerOptions{Bytes: s.logs.bounds.bytes})
-	g := grpc.NewServer(caHandler.GRPCMetrics()...)
+	g := grpc.NewServer(append(caHandler.GRPCMetrics(), server.GRPCRecover(s.opts.Logger)...)...)
 	caHandler.Register(r)
 	s.registerOps = caHandler.RegisterOps
 	caHandler.RegisterGRPC(g)

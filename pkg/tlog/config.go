@@ -5,6 +5,7 @@ package tlog
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"slices"
 	"strings"
@@ -127,6 +128,8 @@ type Config struct {
 		TrustedProxies []string `mapstructure:"trusted-proxies"`
 	} `mapstructure:"limits"`
 
+	// LogLevel is debug, info, warn or error. Default info. At debug each request has a line; secrets are in none.
+	LogLevel slog.Level `mapstructure:"log-level"`
 	// ShutdownGrace is how long requests in flight may take after SIGTERM. Default 8s.
 	ShutdownGrace time.Duration `mapstructure:"shutdown-grace"`
 }

@@ -73,7 +73,7 @@ func (p *Publisher) serveFile(w http.ResponseWriter, r *http.Request, path strin
 			http.Error(w, "not found", http.StatusNotFound)
 			return
 		}
-		p.opts.Logger.Error("TUF file cannot be read", "file", path, "err", err)
+		p.opts.Logger.ErrorContext(r.Context(), "TUF file cannot be read", "file", path, "err", err)
 		http.Error(w, "internal error", http.StatusInternalServerError)
 		return
 	}

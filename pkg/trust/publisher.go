@@ -207,6 +207,9 @@ func (p *Publisher) Ready(context.Context) error {
 			return fmt.Errorf("TUF repository: %s expired at %s", role, stamp(expires))
 		}
 	}
+	if _, err := p.files.Stat(timestampFile); err != nil { // what clients ask for is read from there
+		return fmt.Errorf("TUF repository: %w", err)
+	}
 	return nil
 }
 

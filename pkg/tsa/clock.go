@@ -174,8 +174,27 @@ func (c *clock) check() (time.Time, error) {
 	return wall, nil
 }
 
-// ready tells whether genTime would give out a time now.
+// ready tells whether genTime would give out a time now. After a second could not be stored it tries again, since nobody may ask
+// for a timestamp meanwhile.
 func (c *clock) ready() error {
+	if err := c.believed(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	err := c.storeErr
+	c.mu.Unlock()
+	if err != nil && c.storing.TryLock() {
+		defer c.storing.Unlock()
+		err = c.memory.Store(c.newest())
+		c.mu.Lock()
+		c.storeErr = err
+		c.mu.Unlock()
+	}
+	return err
+}
+
+// believed tells whether the time can be believed and the chain is valid.
+func (c *clock) believed() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	wall, err := c.check()
@@ -185,7 +204,7 @@ func (c *clock) ready() error {
 	if wall.Before(c.first) || !wall.Before(c.end) {
 		return fmt.Errorf("the certificate chain is valid from %s to %s", c.first.Format(time.RFC3339), c.end.Format(time.RFC3339))
 	}
-	return c.storeErr
+	return nil
 }
 
 // newest returns the newest second given out, zero when there is none.

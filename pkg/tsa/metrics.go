@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/attestry/attestry/internal/build"
 )
 
 // metrics has the names and units of sigstore's timestamp-authority 2.1 for what that server
@@ -68,6 +70,7 @@ func newMetrics(reg prometheus.Registerer, a *Authority, end time.Time, now func
 	var errs []error
 	for _, c := range []prometheus.Collector{
 		m.latency, m.summary, m.byAPI, m.requests, m.granted, m.rejections, m.signLatency, m.signerErrors,
+		build.Gauge(prometheus.GaugeOpts{Name: "timestamp_authority_build_info", Help: "1, with what this program was built from."}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "timestamp_authority_certificate_valid_days_remaining",
 			Help: "Days until the first certificate of the chain expires; alert below 90.",
@@ -76,7 +79,7 @@ func newMetrics(reg prometheus.Registerer, a *Authority, end time.Time, now func
 			Name: "timestamp_authority_clock_trusted",
 			Help: "1 while the clock is trusted and the chain valid, 0 while queries are refused.",
 		}, func() float64 {
-			if a.clock.ready() != nil {
+			if a.clock.believed() != nil {
 				return 0
 			}
 			return 1

@@ -6,6 +6,7 @@
 package ct
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"errors"
@@ -139,7 +140,7 @@ func New(o Options) (*Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := newMetrics(o.Registerer)
+	m, err := newMetrics(o.Registerer, o.Log, cmp.Or(o.MaxMergeDelay, DefaultMaxMergeDelay))
 	if err != nil {
 		return nil, fmt.Errorf("registering ct metrics: %w", err)
 	}

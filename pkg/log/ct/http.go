@@ -10,9 +10,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/limit"
@@ -187,7 +184,7 @@ func (h *Handler) addOverHTTP(w http.ResponseWriter, r *http.Request, precert bo
 	if err != nil {
 		return err
 	}
-	h.logger.Info("ct entry added", "index", receipt.Index, "timestampMillis", receipt.TimestampMillis, "precert", precert, "duplicate", receipt.Duplicate)
+	h.logger.InfoContext(r.Context(), "ct entry added", "index", receipt.Index, "timestampMillis", receipt.TimestampMillis, "precert", precert, "duplicate", receipt.Duplicate)
 	return writeJSON(w, cacheNever, addChainResponse{
 		ID: s.logID[:], Timestamp: s.timestampMillis,
 		Extensions: encodeBase64(s.extensions), Signature: s.digitallySigned(),
@@ -208,75 +205,4 @@ func write(w http.ResponseWriter, contentType, cache string, body []byte) error 
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.Write(body) // an error here is a client that left
 	return nil
-}
-
-// metrics are nil when nobody collects them.
-type metrics struct {
-	requests *prometheus.CounterVec
-	seconds  *prometheus.HistogramVec
-	roots    prometheus.Gauge
-	stale    prometheus.Gauge
-	reloads  *prometheus.CounterVec
-}
-
-func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
-	if registerer == nil {
-		return nil, nil
-	}
-	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "attestry_ct_requests_total", Help: "HTTP requests to the CT log's APIs.",
-		}, []string{"endpoint", "code"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "attestry_ct_request_duration_seconds", Help: "Time to answer requests to the CT log's APIs.",
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
-		}, []string{"endpoint"}),
-		roots: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "attestry_ct_accepted_roots", Help: "Root certificates that the CT log accepts chains to.",
-		}),
-		stale: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "attestry_ct_roots_file_bad", Help: "1 when the file of accepted roots could not be taken over and older roots are in force.",
-		}),
-		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "attestry_ct_roots_reloads_total", Help: "Changed files of accepted roots, by result: taken or refused.",
-		}, []string{"result"}),
-	}
-	for _, collector := range []prometheus.Collector{m.requests, m.seconds, m.roots, m.stale, m.reloads} {
-		if err := registerer.Register(collector); err != nil {
-			return nil, err
-		}
-	}
-	return m, nil
-}
-
-func (m *metrics) observe(name string, status int, took time.Duration) {
-	if m == nil {
-		return
-	}
-	m.requests.WithLabelValues(name, strconv.Itoa(status)).Inc()
-	m.seconds.WithLabelValues(name).Observe(took.Seconds())
-}
-
-func (m *metrics) accepting(roots int) {
-	if m != nil {
-		m.roots.Set(float64(roots))
-	}
-}
-
-// rootsFile says whether the file of roots is the one in force.
-func (m *metrics) rootsFile(good bool) {
-	switch {
-	case m == nil:
-	case good:
-		m.stale.Set(0)
-	default:
-		m.stale.Set(1)
-	}
-}
-
-// reloaded counts a change of the file of roots; result is "taken" or "refused".
-func (m *metrics) reloaded(result string) {
-	if m != nil {
-		m.reloads.WithLabelValues(result).Inc()
-	}
 }

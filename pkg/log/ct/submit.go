@@ -83,6 +83,7 @@ func (h *Handler) add(ctx context.Context, chain [][]byte, precert, own bool) (s
 	if err != nil {
 		return sct{}, log.Receipt{}, fmt.Errorf("signing the SCT of index %d: %w", receipt.Index, err)
 	}
+	h.metrics.promised(in.TimestampMillis)
 	return sct{h.logID, in.TimestampMillis, in.Extensions, signature}, receipt, nil
 }
 

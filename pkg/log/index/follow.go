@@ -327,7 +327,9 @@ func (x *Index) keysOf(body []byte) (keys []string, err error) {
 
 // write moves the cursor from from to next and stores the rows between, all or nothing. The cursor
 // comes first: a follower that lost the race need not write rows to learn it.
-func (x *Index) write(ctx context.Context, from, next uint64, lastLeaf [32]byte, rows []indexRow) error {
+func (x *Index) write(ctx context.Context, from, next uint64, lastLeaf [32]byte, rows []indexRow) (err error) {
+	started := time.Now()
+	defer func() { x.metrics.wrote(started, err) }()
 	return x.transact(ctx, func(tx *sql.Tx) error {
 		result, err := tx.ExecContext(ctx, updateState, int64(next), lastLeaf[:], int64(from))
 		if err != nil {

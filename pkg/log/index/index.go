@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -301,6 +302,7 @@ func putAside(path string) error {
 type metrics struct {
 	cursor           prometheus.Gauge
 	skipped, rebuilt prometheus.Counter
+	writes           *prometheus.SummaryVec
 }
 
 func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
@@ -317,8 +319,11 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 		rebuilt: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "attestry_index_rebuilds_total", Help: "Times the search index was dropped and built again.",
 		}),
+		writes: prometheus.NewSummaryVec(prometheus.SummaryOpts{
+			Name: "rekor_index_storage_latency_summary", Help: "Nanoseconds that storing a batch of search keys took, by success.",
+		}, []string{"success"}),
 	}
-	for _, collector := range []prometheus.Collector{m.cursor, m.skipped, m.rebuilt} {
+	for _, collector := range []prometheus.Collector{m.cursor, m.skipped, m.rebuilt, m.writes} {
 		if err := registerer.Register(collector); err != nil {
 			return nil, err
 		}
@@ -335,6 +340,12 @@ func (m *metrics) setCursor(cursor uint64) {
 func (m *metrics) skip() {
 	if m != nil {
 		m.skipped.Inc()
+	}
+}
+
+func (m *metrics) wrote(started time.Time, err error) {
+	if m != nil {
+		m.writes.WithLabelValues(strconv.FormatBool(err == nil)).Observe(float64(time.Since(started)))
 	}
 }
 

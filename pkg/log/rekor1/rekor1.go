@@ -117,17 +117,17 @@ func New(opts Options) (*Handler, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	metrics, err := newMetrics(opts.Registerer)
-	if err != nil {
-		return nil, fmt.Errorf("rekor1: %w", err)
-	}
 	h := &Handler{
 		body: opts.Body, callers: opts.Callers, verify: opts.Verify, off: opts.Off, kinds: opts.Kinds,
 		attestations: opts.Attestations, maxAttestation: opts.MaxAttestation,
-		logger: opts.Logger, now: opts.Now, metrics: metrics,
+		logger: opts.Logger, now: opts.Now,
 	}
 	if err := h.SetShards(opts.Shards, opts.Frozen); err != nil {
 		return nil, err
+	}
+	var err error
+	if h.metrics, err = newMetrics(opts.Registerer, h.size); err != nil {
+		return nil, fmt.Errorf("rekor1: %w", err)
 	}
 	h.router = h.newRouter()
 	return h, nil

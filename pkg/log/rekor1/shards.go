@@ -88,6 +88,14 @@ func newShards(list []Shard, frozen bool) (*shards, error) {
 	return set, nil
 }
 
+// size is how many entries the shards have, without what was lost.
+func (h *Handler) size() (total uint64) {
+	for _, s := range h.shards.Load().list {
+		total += s.log.Checkpoint().Size
+	}
+	return total
+}
+
 // active is the newest shard, which takes entries unless all are frozen.
 func (set *shards) active() *shard { return set.list[len(set.list)-1] }
 

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // Register puts dev.sigstore.rekor.v2.Rekor on g. Only CreateEntry is served over gRPC, as upstream does.
@@ -29,7 +30,8 @@ func (s service) CreateEntry(ctx context.Context, req *rekorpb.CreateEntryReques
 	if err != nil {
 		httpStatus, err = s.fail(ctx, err)
 	}
-	s.h.metrics.observe("CreateEntry", httpStatus, s.h.opts.Now().Sub(started))
+	s.h.metrics.observe("CreateEntry", "gRPC", httpStatus, -1, s.h.opts.Now().Sub(started))
+	s.h.metrics.called("CreateEntry", proto.Size(req))
 	return entry, err
 }
 

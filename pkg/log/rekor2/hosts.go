@@ -56,6 +56,24 @@ func newShards(list []Log) (*shards, error) {
 	return set, nil
 }
 
+// size is how many entries the logs have.
+func (h *Handler) size() (total uint64) {
+	for _, s := range h.shards.Load().byHost {
+		total += s.Checkpoint().Size
+	}
+	return total
+}
+
+// halted is how many of the logs have halted for good.
+func (h *Handler) halted() (count uint64) {
+	for _, s := range h.shards.Load().byHost {
+		if l, ok := s.Log.(interface{ Ready() error }); ok && log.Halted(l.Ready()) {
+			count++
+		}
+	}
+	return count
+}
+
 // at returns the log that a request for this host is meant for: its own, else the newest, which is the
 // active one as long as there is any. host is a request's Host header or :authority, with or without
 // port. A header that a client may set to something else, such as X-Forwarded-Host, has no say: a

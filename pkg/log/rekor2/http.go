@@ -57,7 +57,7 @@ func (h *Handler) serve(path string, op func(http.ResponseWriter, *http.Request)
 		if err := op(answer, r); err != nil {
 			h.fail(answer, r, path, err)
 		}
-		h.metrics.observe(path, answer.Status(), h.opts.Now().Sub(started))
+		h.metrics.observe(path, r.Method, answer.Status(), r.ContentLength, h.opts.Now().Sub(started))
 	}
 }
 

@@ -87,13 +87,13 @@ func New(opts Options) (*Handler, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	metrics, err := newMetrics(opts.Registerer)
-	if err != nil {
-		return nil, fmt.Errorf("rekor2: %w", err)
-	}
-	h := &Handler{opts: opts, metrics: metrics}
+	h := &Handler{opts: opts}
 	if err := h.SetShards(opts.Shards); err != nil {
 		return nil, err
+	}
+	var err error
+	if h.metrics, err = newMetrics(opts.Registerer, h.size, h.halted); err != nil {
+		return nil, fmt.Errorf("rekor2: %w", err)
 	}
 	h.router = h.newRouter()
 	return h, nil
