@@ -180,7 +180,7 @@ func TestTheDocsNameWhatThereIs(t *testing.T) {
 			}
 		}
 	}
-	source := goSource(t)
+	source := goSource(t) + readFile(t, repository+"/internal/server/server.go")
 	metric := regexp.MustCompile(`Name: +"([a-z0-9]+(?:_[a-z0-9]+)+)"`)
 	known := map[string]bool{}
 	for _, m := range metric.FindAllStringSubmatch(source, -1) {

@@ -28,8 +28,9 @@ func newMetrics(registerer prometheus.Registerer, log Log, mergeDelay time.Durat
 	}
 	id := log.LogID()
 	logID := prometheus.Labels{"logid": encodeBase64(id[:])}
-	newest := func(name, help string, value func() float64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: logID}, value)
+	newest := func(opts prometheus.GaugeOpts, value func() float64) prometheus.Collector {
+		opts.ConstLabels = logID
+		return prometheus.NewGaugeFunc(opts, value)
 	}
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -62,10 +63,10 @@ func newMetrics(registerer prometheus.Registerer, log Log, mergeDelay time.Durat
 			Name: "last_sct_timestamp", Help: "Time in the SCT that was given last, in ms since the epoch.", ConstLabels: logID,
 		}),
 	}
-	known := newest("known_logs", "1 for each CT log of this process.", func() float64 { return 1 })
-	delay := newest("max_merge_delay", "Seconds within which the log promises to show an entry.", func() float64 { return mergeDelay.Seconds() })
-	size := newest("last_sth_treesize", "Size of the newest signed tree.", func() float64 { return float64(log.Checkpoint().Size) })
-	signed := newest("last_sth_timestamp", "When the newest tree was signed, in ms since the epoch.", func() float64 { return float64(log.Checkpoint().Time.UnixMilli()) })
+	known := newest(prometheus.GaugeOpts{Name: "known_logs", Help: "1 for each CT log of this process."}, func() float64 { return 1 })
+	delay := newest(prometheus.GaugeOpts{Name: "max_merge_delay", Help: "Seconds within which the log promises to show an entry."}, func() float64 { return mergeDelay.Seconds() })
+	size := newest(prometheus.GaugeOpts{Name: "last_sth_treesize", Help: "Size of the newest signed tree."}, func() float64 { return float64(log.Checkpoint().Size) })
+	signed := newest(prometheus.GaugeOpts{Name: "last_sth_timestamp", Help: "When the newest tree was signed, in ms since the epoch."}, func() float64 { return float64(log.Checkpoint().Time.UnixMilli()) })
 	for _, collector := range []prometheus.Collector{
 		m.requests, m.seconds, m.roots, m.stale, m.reloads, m.asked, m.answered, m.latency, m.lastSCT, known, delay, size, signed,
 	} {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -28,6 +29,9 @@ const (
 	cacheNever   = "no-cache"
 	cacheForever = "max-age=604800, immutable"
 )
+
+// longWord is longer than any name in a request: what protojson quotes of one may be a token, which must reach no log.
+var longWord = regexp.MustCompile(`[^\s"{}\[\]:,]{40,}`)
 
 func (h *Handler) newRouter() http.Handler {
 	r := chi.NewRouter()
@@ -80,7 +84,8 @@ func (h *Handler) postEntry(w http.ResponseWriter, r *http.Request) error {
 	}
 	req := new(rekorpb.CreateEntryRequest)
 	if err := protojson.Unmarshal(body, req); err != nil {
-		return fault.New(fault.Invalid, "bad_json", err, "invalid request: %v", err)
+		text := longWord.ReplaceAllString(err.Error(), "…")
+		return fault.New(fault.Invalid, "bad_json", nil, "invalid request: %s", text)
 	}
 	entry, err := h.createEntry(r.Context(), r.Host, req)
 	if err != nil {
