@@ -47,6 +47,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		newImagesCommand(),
 		newBackupCommand(),
 		newRestoreCommand(),
+		newDoctorCommand(),
 		newBenchCommand(),
 		newConformanceCommand(),
 	)

@@ -233,3 +233,14 @@ func (l *authorities) others() [][]*x509.Certificate {
 	}
 	return chains
 }
+
+// IssuingCA is the key, as a URI, and the chain that the instance in dir issues with. It reads only.
+func IssuingCA(dir string) (key string, chain []*x509.Certificate, err error) {
+	keysDir := filepath.Join(dir, "keys")
+	list, err := readAuthorities(keysDir)
+	if err != nil {
+		return "", nil, err
+	}
+	issuing := list.CAs[list.Issuing]
+	return ShardKey(keysDir, issuing.Key), issuing.certs, nil
+}

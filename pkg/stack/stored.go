@@ -340,3 +340,31 @@ func PrintCheck(ctx context.Context, logs LogsOptions, names []string, checkpoin
 	}
 	return nil
 }
+
+// FencedLog is how far a log and the fence of its key are.
+type FencedLog struct {
+	Label    string
+	Size     uint64     // of the tree
+	Recorded log.Record // newest record of the fence; the zero Record when it has none
+	Lost     uint64     // entries that the log is known to have lost
+}
+
+// CompareFence reads how far the logs that have begun and their fence are. It writes nothing, and they may run.
+func CompareFence(ctx context.Context, o LogsOptions) (all []FencedLog, err error) {
+	stored, err := o.storedLogs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeStored(stored)) }()
+	for _, s := range stored {
+		f := FencedLog{Label: s.Label, Lost: s.final.lost()}
+		if len(s.records) > 0 {
+			f.Recorded = s.records[0]
+		}
+		if f.Size, err = s.tree.Size(ctx); err != nil {
+			return nil, fmt.Errorf("log %s: %w", s.Label, err)
+		}
+		all = append(all, f)
+	}
+	return all, nil
+}
