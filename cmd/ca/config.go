@@ -92,10 +92,12 @@ type serverConfig struct {
 	ShutdownGrace time.Duration `mapstructure:"shutdown-grace"`
 }
 
-// rateLimit is a budget: PerSecond comes back each second, Burst is what an unused one has saved up.
+// rateLimit is a budget.
 type rateLimit struct {
+	// PerSecond is what comes back each second.
 	PerSecond float64 `mapstructure:"per-second"`
-	Burst     int     `mapstructure:"burst"`
+	// Burst is what an unused budget has saved up.
+	Burst int `mapstructure:"burst"`
 }
 
 func defaults() *serverConfig {

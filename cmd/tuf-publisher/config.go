@@ -53,7 +53,7 @@ type publisherConfig struct {
 	// OIDCIssuers are the identity providers of the signing config.
 	OIDCIssuers []string `mapstructure:"oidc-issuers"`
 
-	// Lives of the metadata; each is signed again at a third. Default 8760h (a year) for root,
+	// RootLife, TargetsLife, SnapshotLife and TimestampLife are how long metadata is good; each is signed again at a third. Default 8760h (a year) for root,
 	// targets and snapshot, 168h for timestamp. An air-gapped site that copies the
 	// repository by hand wants a longer timestamp-life.
 	RootLife      time.Duration `mapstructure:"root-life"`
