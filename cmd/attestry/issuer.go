@@ -54,7 +54,7 @@ It is URL/oidc, whatever address it listens on. "attestry token --dir DIR" makes
 }
 
 func runIssuer(ctx context.Context, f devIssuerFlags, stderr io.Writer) error {
-	logger := slog.New(slog.NewJSONHandler(stderr, nil))
+	logger := slog.New(server.LogHandler(slog.NewJSONHandler(stderr, nil)))
 	ln, err := net.Listen("tcp", f.listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
