@@ -167,7 +167,7 @@ func TestPanicsAreAnsweredAndTellNoSecret(t *testing.T) {
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-request-id", "call-1")
 	var header metadata.MD
 	_, err = healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: "service"}, grpc.Header(&header))
-	if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "id=call-1") {
+	if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "id=call-1") || len(header.Get("x-request-id")) != 1 {
 		t.Errorf("a gRPC handler that panicked: %v, header %v", err, header)
 	}
 	text += logged.take()

@@ -2,6 +2,10 @@ package e2e
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
@@ -351,7 +355,7 @@ func TestNoSecretIsShown(t *testing.T) {
 		"for others": rs256(t, h.idp, map[string]any{"aud": "others"}), "of a stranger": rs256(t, h.idp, map[string]any{"iss": "https://stranger.example"}),
 		"altered": good[:len(good)-8] + "AAAAAAAA", "cut": good[:len(good)/2],
 	}
-	replies := new(lines)
+	replies, certificates := new(lines), 0
 	send := func(method, url, contentType, body string, header ...string) {
 		req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 		if err != nil {
@@ -366,6 +370,10 @@ func TestNoSecretIsShown(t *testing.T) {
 			return // a server that has lost its database may not answer
 		}
 		defer resp.Body.Close()
+		if strings.HasSuffix(url, "/signingCert") && resp.StatusCode < 300 {
+			certificates++ // which has the identity in it, and so the same letters as its token
+			return
+		}
 		if err := resp.Write(replies); err != nil {
 			t.Error(err)
 		}
@@ -386,10 +394,19 @@ func TestNoSecretIsShown(t *testing.T) {
 		}
 	}
 	a := newAloneAudit(t, h, log)
-	for range 3 {
-		if err := a.l.certificate(t.Context(), &stack{url: issuing.url}, good); err != nil {
-			t.Fatal(err)
-		}
+	if err := a.l.certificate(t.Context(), &stack{url: issuing.url}, good); err != nil {
+		t.Fatal(err)
+	}
+	entry, _, err := a.l.body1()
+	if err != nil {
+		t.Fatal(err)
+	}
+	send(http.MethodPost, log.servers[0].url+"/api/v1/log/entries", "application/json", entry)
+	csr := base64.StdEncoding.EncodeToString([]byte(signingRequestOf(t)))
+	for name, token := range tokens {
+		send(http.MethodPost, issuing.url+"/api/v2/signingCert", "application/json", `{"credentials":{"oidcIdentityToken":"`+token+`"},"certificateSigningRequest":"`+csr+`"}`)
+		send(http.MethodPost, issuing.url+"/api/v1/signingCert", "application/json", `{"certificateSigningRequest":"`+csr+`"}`, "Authorization", "Bearer "+token)
+		hidden.token(name, token)
 	}
 	round()
 	database.Kill()
@@ -421,6 +438,9 @@ func TestNoSecretIsShown(t *testing.T) {
 	}
 
 	everything := replies.String()
+	if certificates < 2 {
+		t.Errorf("%d certificates were given for requests of PKCS #10", certificates)
+	}
 	if !strings.Contains(everything, "HTTP/1.1 401") && !strings.Contains(everything, "HTTP/1.1 400") {
 		t.Error("nothing was refused")
 	}
@@ -445,6 +465,20 @@ func TestNoSecretIsShown(t *testing.T) {
 			hidden.find(t, file+" of "+name, readFile(t, fmt.Sprintf("/proc/%d/%s", r.cmd.Process.Pid, file)))
 		}
 	}
+}
+
+// signingRequestOf is a certificate request, PEM, of a new key.
+func signingRequestOf(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }
 
 // encrypt puts the key in path under a password.
