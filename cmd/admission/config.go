@@ -116,33 +116,45 @@ type serverConfig struct {
 }
 
 type tufMirror struct {
-	URL string `mapstructure:"url"` // as the TrustRoot names it
+	// URL is that of the repository, as the TrustRoot names it.
+	URL string `mapstructure:"url"`
+	// Dir has the copy.
 	Dir string `mapstructure:"dir"`
 }
 
 type namespaceRule struct {
-	Label string `mapstructure:"label"` // NAME=VALUE, or NAME for any value
-	Mode  string `mapstructure:"mode"`
+	// Label is NAME=VALUE, or NAME for any value.
+	Label string `mapstructure:"label"`
+	// Mode is enforce, warn, audit or off.
+	Mode string `mapstructure:"mode"`
 }
 
 type carrySet struct {
-	Path     string `mapstructure:"path"`
-	Registry string `mapstructure:"registry"` // to which it was pushed; empty when the images keep their names
+	// Path is the directory or tar.
+	Path string `mapstructure:"path"`
+	// Registry is where the set was pushed to. Default: the images keep their names.
+	Registry string `mapstructure:"registry"`
 }
 
 type registryHost struct {
-	Host     string   `mapstructure:"host"` // HOST, HOST:PORT, or .DOMAIN for all below it
+	// Host is HOST, HOST:PORT, or .DOMAIN for all below it.
+	Host string `mapstructure:"host"`
+	// Networks are those of this host (CIDR).
 	Networks []string `mapstructure:"networks"`
 }
 
 type registryCA struct {
+	// Host is the registry's, HOST or HOST:PORT.
 	Host string `mapstructure:"host"`
+	// File has the certificates.
 	File string `mapstructure:"file"`
 }
 
 type registryMirror struct {
+	// From is the repository, or a prefix of repositories, that images name.
 	From string `mapstructure:"from"`
-	To   string `mapstructure:"to"`
+	// To is where they are.
+	To string `mapstructure:"to"`
 }
 
 func defaults() *serverConfig {

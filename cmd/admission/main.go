@@ -17,8 +17,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/attestry/attestry/internal/limit"
@@ -52,9 +50,8 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if cfg.healthcheck {
 		return server.Probe(ctx, cfg.OpsListen, "/readyz")
 	}
-	logger := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	logger := slog.New(server.LogHandler(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel})))
+	reg := server.NewRegistry()
 	group, ctx := errgroup.WithContext(ctx)
 	trusted, err := admission.ObserveTrust(reg, nil)
 	if err != nil {

@@ -32,10 +32,10 @@ Made from the declarations in the code by ` + "`go test ./internal/config -run T
 Each role reads one YAML file, ` + "`PROGRAM -config FILE`" + `; the environment wins over the file. Keys inside lists are in the file alone. A text such as ` + "`10m`" + ` is a duration, a list in the environment has
 commas. Unknown keys and all mistakes are reported at once, before anything listens. Complete files: [operate.md](operate.md#the-roles-alone).
 `)
-	source := declarations(t, "cmd/ca", "pkg/tlog", "pkg/stack", "cmd/tsa", "cmd/tuf-publisher")
+	source := declarations(t, "cmd/ca", "pkg/tlog", "pkg/stack", "cmd/tsa", "cmd/tuf-publisher", "cmd/admission")
 	for _, role := range []struct{ name, env, dir, root string }{
 		{"ca", "CA", "cmd/ca", "serverConfig"}, {"tlog", "TLOG", "pkg/tlog", "Config"},
-		{"tsa", "TSA", "cmd/tsa", "serverConfig"}, {"tuf-publisher", "TUF_PUBLISHER", "cmd/tuf-publisher", "publisherConfig"},
+		{"tsa", "TSA", "cmd/tsa", "serverConfig"}, {"tuf-publisher", "TUF_PUBLISHER", "cmd/tuf-publisher", "publisherConfig"}, {"admission", "ADMISSION", "cmd/admission", "serverConfig"},
 	} {
 		fmt.Fprintf(&page, "\n## %s\n\n| key | environment | type | |\n|---|---|---|---|\n", role.name)
 		w := writer{t: t, page: &page, source: source, env: role.env, shown: map[*ast.StructType]string{}}
