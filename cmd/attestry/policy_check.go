@@ -199,7 +199,7 @@ func unanswered(v *policy.Verdict) bool {
 		}
 	}
 	for _, r := range reasons {
-		if r != verify.ReasonRegistryUnreachable && r != verify.ReasonInternal {
+		if !r.Undecided() {
 			return false
 		}
 	}

@@ -154,19 +154,22 @@ func (c *imageCheck) withChildren(ctx context.Context, image oci.Image, which st
 			return v, nil
 		}
 	}
-	var first error
+	var refusal error
 	for _, child := range children {
-		one, err := c.one(ctx, child)
-		if err != nil {
-			one.refuse(err)
-			if first == nil {
-				first = fmt.Errorf("%s: %w", shown(child), err)
+		one, childErr := c.one(ctx, child)
+		if childErr != nil {
+			one.refuse(childErr)
+			if refusal == nil || verify.ReasonOf(refusal).Undecided() && !one.Reason.Undecided() { // that one decides: all had to verify
+				refusal = fmt.Errorf("%s: %w", shown(child), childErr)
 			}
 		}
 		v.Children = append(v.Children, one)
 	}
-	v.Verified = first == nil
-	return v, first
+	v.Verified = refusal == nil
+	if refusal != nil && err != nil && verify.ReasonOf(err).Undecided() { // the index would have done
+		refusal = oci.Unread(err, refusal)
+	}
+	return v, refusal
 }
 
 // one verifies what is attached to one digest.
@@ -308,7 +311,7 @@ func (f *verifyFlags) runImage(ctx context.Context, stdout, stderr io.Writer, ar
 	switch {
 	case err == nil:
 		return nil
-	case v.Retry || v.Reason == verify.ReasonInternal: // a registry that did not answer decides nothing
+	case v.Reason.Undecided():
 		return undecided(fmt.Errorf("not verified: %s: %s", v.Reason, v.Error))
 	}
 	return statusError{exitRefused, fmt.Errorf("not verified: %s: %s", v.Reason, v.Error)}

@@ -354,10 +354,8 @@ func (a *authority) decide(ctx context.Context, s *Subject, e Evidence) (checks 
 			matching, err = w.accepted(ctx, matching, &check)
 		}
 		if err != nil {
-			if unread != nil { // what could not be read may be what is missing
-				err = fmt.Errorf("%w; %w", unread, err)
-			}
-			check.Reason, check.Message = verify.ReasonOf(err), clip(err.Error())
+			err = oci.Weigh(err, unread)
+			check.Reason, check.Message = verify.ReasonOf(err), clip(oneLine(err))
 		} else {
 			check.Passed, check.Result = true, matching[0].result
 			found[w.name] = matching
@@ -440,6 +438,9 @@ func (p *clusterImagePolicy) Decide(ctx context.Context, s *Subject, e Evidence)
 		loosened, err := p.evaluate(ctx, s, e, matches)
 		if err != nil {
 			out.Passed, out.Reason, out.Message = false, verify.ReasonOf(err), clip("spec.policy: "+err.Error())
+			if open, _ := summarize(out.Checks); open.Undecided() { // with that authority it might have passed
+				out.Reason = open
+			}
 			return out
 		}
 		if loosened != "" {
@@ -449,19 +450,26 @@ func (p *clusterImagePolicy) Decide(ctx context.Context, s *Subject, e Evidence)
 	return out
 }
 
-// summarize makes one line of what failed. The reason is that of the last check that failed in the authority that came
-// furthest, which is the one whose words come first.
+// summarize makes one line of what failed. All checks of an authority had to pass, so its reason is that of the first that decides;
+// one authority would have done, so the whole has the reason of the first, unless another is undecided.
 func summarize(checks []Check) (verify.Reason, string) {
-	var parts []string
-	var reason verify.Reason
+	var parts, authorities []string
+	reasons := make(map[string]verify.Reason)
 	for _, c := range checks {
 		if c.Passed {
 			continue
 		}
-		if reason == "" {
-			reason = c.Reason
+		if reasons[c.Authority] == "" {
+			authorities = append(authorities, c.Authority)
 		}
+		reasons[c.Authority] = deciding(reasons[c.Authority], c.Reason)
 		parts = append(parts, fmt.Sprintf("%s: %s: %s: %s", c.Authority, c.What(), c.Reason, c.Message))
+	}
+	var reason verify.Reason
+	for i, a := range authorities {
+		if i == 0 || reasons[a].Undecided() && !reason.Undecided() {
+			reason = reasons[a]
+		}
 	}
 	return reason, strings.Join(parts, "; ")
 }

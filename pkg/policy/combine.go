@@ -63,8 +63,8 @@ func (c *combination) Applies(s *Subject) bool {
 // Decide asks each policy at most once. The outcome has one check for each that was asked.
 func (c *combination) Decide(ctx context.Context, s *Subject, e Evidence) Outcome {
 	out := Outcome{Policy: c.name, Mode: c.Mode()}
-	asked := map[string]bool{}
-	out.Passed = c.expression.satisfied(func(name string) bool {
+	asked, reasons := map[string]bool{}, map[string]verify.Reason{}
+	ask := func(name string) bool {
 		if passed, ok := asked[name]; ok {
 			return passed
 		}
@@ -73,17 +73,20 @@ func (c *combination) Decide(ctx context.Context, s *Subject, e Evidence) Outcom
 			decided := p.Decide(ctx, s, e)
 			check.Passed, check.Reason, check.Message = decided.Passed, decided.Reason, decided.Message
 		}
-		asked[name] = check.Passed
+		asked[name], reasons[name] = check.Passed, check.Reason
 		out.Checks = append(out.Checks, check)
 		return check.Passed
-	})
+	}
+	out.Passed = c.expression.satisfied(ask)
 	if out.Passed {
 		return out
 	}
+	// Nothing is decided if the whole would hold should those pass that are undecided: there is no negation.
+	open := c.expression.satisfied(func(name string) bool { return ask(name) || reasons[name].Undecided() })
 	var failed []string
 	for _, check := range out.Checks {
 		if !check.Passed {
-			if out.Reason == "" {
+			if out.Reason == "" || open != out.Reason.Undecided() && open == check.Reason.Undecided() {
 				out.Reason = check.Reason
 			}
 			failed = append(failed, fmt.Sprintf("%s: %s", check.Authority, check.Message))

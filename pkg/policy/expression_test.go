@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 type fixed struct {
 	name            string
 	passes, applies bool
+	reason          verify.Reason // why not; without one it is unsigned
 	asked           int
 }
 
@@ -23,7 +25,7 @@ func (f *fixed) Decide(context.Context, *Subject, Evidence) Outcome {
 	if f.passes {
 		return Outcome{Policy: f.name, Passed: true}
 	}
-	return Outcome{Policy: f.name, Reason: verify.ReasonNoSignature, Message: "unsigned"}
+	return Outcome{Policy: f.name, Reason: cmp.Or(f.reason, verify.ReasonNoSignature), Message: "unsigned"}
 }
 
 func named(names string, passing string) []Policy {

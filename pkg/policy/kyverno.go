@@ -650,11 +650,12 @@ func (p *imagePolicy) Decide(ctx context.Context, s *Subject, e Evidence) Outcom
 	return out
 }
 
-// hold counts the entries that prove returns something for. Of those that fail, the first says why.
+// hold counts the entries that prove returns something for. Of those that fail, the first says why, or the first that is undecided if
+// enough might still hold.
 func (s *attestorSet) hold(prove func(*signer) ([]*proven, error)) ([]*proven, error) {
 	var all []*proven
-	var first error
-	count := 0
+	var decided, undecided error // the first of each
+	count, open := 0, 0
 	for _, e := range s.entries {
 		var found []*proven
 		var err error
@@ -664,8 +665,11 @@ func (s *attestorSet) hold(prove func(*signer) ([]*proven, error)) ([]*proven, e
 			found, err = prove(e.signer)
 		}
 		if len(found) == 0 {
-			if first == nil {
-				first = err
+			if verify.ReasonOf(err).Undecided() {
+				undecided = cmpOr(undecided, err)
+				open++
+			} else {
+				decided = cmpOr(decided, err)
 			}
 			continue
 		}
@@ -673,6 +677,10 @@ func (s *attestorSet) hold(prove func(*signer) ([]*proven, error)) ([]*proven, e
 		if count++; count == s.required {
 			return all, nil
 		}
+	}
+	first := cmpOr(decided, undecided)
+	if count+open >= s.required {
+		first = cmpOr(undecided, decided)
 	}
 	if s.required > 1 {
 		return nil, refused(verify.ReasonOf(first), "%d of %d required attestors hold: %s", count, s.required, oneLine(first))

@@ -3,7 +3,6 @@ package policy
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -32,7 +31,7 @@ func (s *signer) attestations(ctx context.Context, subject *Subject, e Evidence,
 	attached, unread := e.Attachments(ctx, s.place)
 	if n := len(attached); n > maxCandidates {
 		attached = attached[:maxCandidates]
-		unread = errors.Join(unread, refused(verify.ReasonTooLarge, "%d attachments, of which %d are looked at", n, maxCandidates))
+		unread = oci.Unread(unread, refused(verify.ReasonTooLarge, "%d attachments, of which %d are looked at", n, maxCandidates))
 	}
 	var found []*proven
 	var failed []oci.Failure
@@ -144,7 +143,16 @@ func checked(authority, name, predicateType string, found []*proven, err error) 
 // oneLine is an error's text for a message: errors of libraries come in several lines.
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
-// conclude sums checks up: all must have passed. The reason is that of the first that did not.
+// deciding chooses, of the reasons of two failures where both had to pass, the one that decides: the first, unless only the second
+// is about the image.
+func deciding(first, second verify.Reason) verify.Reason {
+	if first == "" || first.Undecided() && !second.Undecided() {
+		return second
+	}
+	return first
+}
+
+// conclude sums checks up: all must have passed. The reason is that of the first that decides.
 func conclude(out *Outcome) {
 	out.Passed = len(out.Checks) > 0
 	var failed []string
@@ -152,9 +160,7 @@ func conclude(out *Outcome) {
 		if c.Passed {
 			continue
 		}
-		if out.Passed || out.Reason == "" {
-			out.Passed, out.Reason = false, c.Reason
-		}
+		out.Passed, out.Reason = false, deciding(out.Reason, c.Reason)
 		what := c.Name
 		if c.PredicateType != "" && c.PredicateType != c.Name {
 			what += " (" + c.PredicateType + ")"

@@ -138,6 +138,17 @@ func (r Reason) Class() Reason {
 // ReasonOf returns the code of an error from this package, ReasonInternal for any other error.
 func ReasonOf(err error) Reason { return Reason(fault.ReasonOf(err)) }
 
+// Undecided reports whether r says nothing of what was asked about: no answer, no time left, a failure of ours. Where several things
+// failed and one that passes would have done, nothing is decided while one of them is undecided; where all had to pass, any
+// other refusal decides.
+func (r Reason) Undecided() bool {
+	switch r {
+	case ReasonRegistryUnreachable, ReasonInternal, "deadline", "canceled": // the last two are internal/fault's of a context
+		return true
+	}
+	return false
+}
+
 // fail makes a refusal; cause may be nil.
 func fail(reason Reason, cause error, format string, args ...any) error {
 	kind := fault.Denied

@@ -316,19 +316,19 @@ func (l *Layout) tagged(ctx context.Context, tag string) ([]*manifest, error) {
 			continue
 		}
 		m, err := l.manifest(ctx, d.Digest)
+		if isUnknown(err) {
+			err = malformed(err, "index.json names what is not there")
+		}
 		if err != nil {
 			problems = append(problems, err)
 			continue
 		}
 		out = append(out, m)
 	}
-	if len(problems) > 0 {
-		return nil, errors.Join(problems...)
-	}
-	if out == nil {
+	if len(out)+len(problems) == 0 {
 		return nil, unknown("%s has no %s", l.where, tag)
 	}
-	return out, nil
+	return out, Unread(problems...)
 }
 
 // referrers are entries of index.json and blobs that name digest as their subject, and what the list under its tag names.
@@ -338,22 +338,21 @@ func (l *Layout) referrers(ctx context.Context, digest string) ([]descriptor, er
 		return nil, err
 	}
 	out := slices.Clone(scanned[digest])
+	var problems []error
 	lists, err := l.tagged(ctx, strings.Replace(digest, ":", "-", 1))
 	if err != nil && !isUnknown(err) {
-		return out, err
+		problems = append(problems, err)
 	}
 	for _, m := range lists {
 		list, err := referrersIn(m)
-		if err != nil {
-			return out, err
-		}
+		problems = append(problems, err)
 		for _, d := range list {
 			if !slices.ContainsFunc(out, func(o descriptor) bool { return o.Digest == d.Digest }) {
 				out = append(out, d)
 			}
 		}
 	}
-	return out, nil
+	return out, Unread(problems...)
 }
 
 // scanBlobs finds all manifests that have a subject, by subject. A blob whose name is not its digest is found out when it is

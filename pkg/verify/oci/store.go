@@ -3,7 +3,6 @@ package oci
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -25,7 +24,7 @@ const (
 // there is an error of isUnknown.
 type store interface {
 	manifest(ctx context.Context, digest string) (*manifest, error)
-	// tagged returns the manifests of a tag: one in a registry, perhaps several on disk.
+	// tagged returns the manifests of a tag: one in a registry, perhaps several on disk. It may return some beside an error.
 	tagged(ctx context.Context, tag string) ([]*manifest, error)
 	blob(ctx context.Context, d descriptor, max int64) ([]byte, error)
 	// referrers lists manifests whose subject is digest. It may return some beside an error.
@@ -180,7 +179,7 @@ func attachmentsOf(ctx context.Context, s store, image Image, tagPrefix, wanted 
 		})
 	}
 	group.Wait()
-	return slices.Concat(found...), errors.Join(append(problems, failed...)...)
+	return slices.Concat(found...), Unread(append(problems, failed...)...)
 }
 
 // newestBundles picks those that say they are bundles of version 0.3, or do not say what they are (registries that do not know the
@@ -248,14 +247,11 @@ func bundleOf(ctx context.Context, s store, d descriptor, digest, where, wanted 
 // legacyOf reads the signatures or attestations under a tag, the last layer first: cosign appends.
 func legacyOf(ctx context.Context, s store, tag, where string, max int64) ([]Attachment, error) {
 	manifests, err := s.tagged(ctx, tag)
-	if err != nil {
-		if isUnknown(err) {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("%s:%s: %w", where, tag, err)
-	}
 	var found []Attachment
 	var problems []error
+	if err != nil && !isUnknown(err) {
+		problems = append(problems, fmt.Errorf("%s:%s: %w", where, tag, err))
+	}
 	for _, m := range manifests {
 		if m.isIndex() {
 			problems = append(problems, fmt.Errorf("%s:%s: %w", where, tag, malformed(nil, "is an index")))
@@ -303,5 +299,5 @@ func legacyOf(ctx context.Context, s store, tag, where string, max int64) ([]Att
 		}
 		problems = append(problems, failed...)
 	}
-	return found, errors.Join(problems...)
+	return found, Unread(problems...)
 }

@@ -1,8 +1,11 @@
 package oci
 
 import (
+	"cmp"
+	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/pkg/verify"
@@ -138,21 +141,70 @@ var depth = []verify.Reason{
 	verify.ReasonSubjectMismatch, verify.ReasonIdentityIssuer, verify.ReasonIdentitySubject, verify.ReasonPolicyDenied,
 }
 
-// Deepest returns the error that says most about why nothing passed: of the attachments that came furthest, else of what
+func rankOf(err error) int { return slices.Index(depth, verify.ReasonOf(err).Class()) }
+
+// Deepest returns the error that says most about why nothing passed: of the attachments that came furthest, weighed against what
 // could not be read (unread, which may be nil), else that there is nothing.
 func Deepest(failed []Failure, unread error, what, image string) error {
 	var best error
-	rank := -1
 	for _, f := range failed {
-		if r := slices.Index(depth, verify.ReasonOf(f.Err).Class()); best == nil || r > rank {
-			best, rank = f.Err, r
+		if best == nil || rankOf(f.Err) > rankOf(best) {
+			best = f.Err
 		}
 	}
-	switch {
-	case best != nil && (unread == nil || rank > slices.Index(depth, verify.ReasonPredicateMissing)):
-		return best
-	case unread != nil: // what is missing may be what could not be read
-		return unread
+	if best == nil && unread == nil {
+		return fault.New(fault.Denied, string(verify.ReasonNoSignature), nil, "%s has no %s", image, what)
 	}
-	return fault.New(fault.Denied, string(verify.ReasonNoSignature), nil, "%s has no %s", image, what)
+	return Weigh(best, unread)
+}
+
+// Weigh returns what to say when nothing that was read passed, for refusal, and some could not be read; either may be nil. The one that
+// decides comes first and gives the reason. After an outage it is unread: what would pass may be there, so nothing is decided,
+// and asking again can help. What will not get better with time comes first only where the refusal is of something that was not found at all.
+func Weigh(refusal, unread error) error {
+	switch {
+	case unread == nil:
+		return refusal
+	case refusal == nil:
+		return unread
+	case verify.ReasonOf(unread).Undecided(), rankOf(refusal) <= slices.Index(depth, verify.ReasonPredicateMissing):
+		return Unread(unread, refusal)
+	}
+	return Unread(refusal, unread)
+}
+
+// Unread joins errors, nils left out, so that the whole has the reason of an outage if there is one among them, that which asks for
+// the longest patience, else that of the first.
+func Unread(problems ...error) error {
+	problems = slices.DeleteFunc(slices.Clone(problems), func(err error) bool { return err == nil })
+	if len(problems) == 0 {
+		return nil
+	}
+	patience := func(err error) time.Duration {
+		if down, after := IsUnavailable(err); down {
+			return max(after, 1)
+		}
+		return 0
+	}
+	slices.SortStableFunc(problems, func(a, b error) int {
+		return cmp.Or(cmp.Compare(patience(b), patience(a)), undecidedFirst(a, b))
+	})
+	var classified *fault.Error
+	if first := problems[0]; !errors.As(first, &classified) { // or the next one would give the whole its reason
+		problems[0] = fault.New(fault.KindOf(first), fault.ReasonOf(first), first, "not read")
+	}
+	if len(problems) == 1 {
+		return problems[0]
+	}
+	return errors.Join(problems...)
+}
+
+func undecidedFirst(a, b error) int {
+	before := func(err error) int {
+		if verify.ReasonOf(err).Undecided() {
+			return 0
+		}
+		return 1
+	}
+	return before(a) - before(b)
 }
