@@ -104,8 +104,10 @@ func (c *client) close() {
 	}
 }
 
-func hostPort(u *url.URL) string {
-	return net.JoinHostPort(strings.ToLower(u.Hostname()), cmp.Or(u.Port(), map[string]string{"https": "443", "http": "80"}[u.Scheme]))
+func hostPort(u *url.URL) string { return net.JoinHostPort(strings.ToLower(u.Hostname()), portOf(u)) }
+
+func portOf(u *url.URL) string {
+	return cmp.Or(u.Port(), map[string]string{"https": "443", "http": "80"}[u.Scheme])
 }
 
 // transport returns how req may leave.
@@ -115,7 +117,7 @@ func (c *client) transport(req *http.Request) (*http.Transport, error) {
 	switch {
 	case c.guard.isNamed(hp):
 		set = c.open
-	case c.opts.Proxy != nil && c.guard.listed(req.URL.Hostname(), cmp.Or(req.URL.Port(), "443")) != nil:
+	case c.opts.Proxy != nil && c.guard.listed(req.URL.Hostname(), portOf(req.URL)) != nil:
 		proxy, err := c.opts.Proxy(req)
 		if err != nil {
 			return nil, err
@@ -202,8 +204,8 @@ type request struct {
 	max    int64 // bytes of a good answer
 }
 
-// do asks until there is an answer that is neither 429 nor 5xx, with a token if that is asked for. A failure that may pass is of
-// kind Unavailable.
+// do asks until there is an answer that is neither 429 nor 5xx, with a token if that is asked for. Without one the error is of kind
+// Unavailable: nothing was learned.
 func (c *client) do(ctx context.Context, r request) (*answer, error) {
 	wait := cmp.Or(c.opts.RetryWait, firstRetry)
 	host := r.repo.RegistryStr()
@@ -213,23 +215,26 @@ func (c *client) do(ctx context.Context, r request) (*answer, error) {
 			return nil, fmt.Errorf("asking %s: %w", host, context.Cause(ctx))
 		}
 		var after time.Duration
+		again := true
 		if err == nil {
 			if a.status != http.StatusTooManyRequests && a.status < 500 {
 				return a, nil
 			}
 			after = retryAfter(a.header)
 			err = fmt.Errorf("status %d%s", a.status, a.text())
-		} else if !transient(err) {
+		} else {
 			var classified *fault.Error
-			if !errors.As(err, &classified) { // a wrong name or certificate says nothing about an image, either
-				err = fault.New(fault.Denied, string(verify.ReasonRegistryUnreachable), err, "registry %s", host)
+			if errors.As(err, &classified) && classified.Kind != fault.Unavailable {
+				return nil, err
 			}
-			return nil, err
+			if again = transient(err); classified != nil { // a token server that asks for patience
+				after = classified.RetryAfter
+			}
 		}
 		failure := fault.New(fault.Unavailable, string(verify.ReasonRegistryUnreachable), err, "registry %s", host)
 		failure.RetryAfter = after
 		pause := max(wait<<try, after)
-		if try >= c.opts.retries() || pause > longestRetry {
+		if !again || try >= c.opts.retries() || pause > longestRetry {
 			return nil, failure
 		}
 		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < pause {
@@ -245,27 +250,26 @@ func (c *client) do(ctx context.Context, r request) (*answer, error) {
 	}
 }
 
-// transient reports whether asking again can help: not when we refused, nor when names or certificates are wrong.
+// transient reports whether asking again at once can help: not when names or certificates are wrong.
 func transient(err error) bool {
-	var classified *fault.Error
 	var certificate *tls.CertificateVerificationError
 	var name *net.DNSError
-	switch {
-	case errors.As(err, &classified):
-		return classified.Kind == fault.Unavailable
-	case errors.As(err, &certificate), errors.As(err, &name) && name.IsNotFound:
-		return false
-	}
-	return true
+	return !errors.As(err, &certificate) && !(errors.As(err, &name) && name.IsNotFound)
 }
 
+// retryAfter reads Retry-After (RFC 9110, section 10.2.3): seconds or a date, at most a day.
 func retryAfter(h http.Header) time.Duration {
-	v := h.Get("Retry-After")
-	if n, err := strconv.Atoi(v); err == nil && n >= 0 && n < 1<<20 {
+	const most = 24 * time.Hour
+	v := strings.TrimSpace(h.Get("Retry-After"))
+	if v != "" && strings.Trim(v, "0123456789") == "" {
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err != nil || n > int64(most/time.Second) { // an endless number is no reason for haste
+			return most
+		}
 		return time.Duration(n) * time.Second
 	}
 	if t, err := http.ParseTime(v); err == nil {
-		return max(time.Until(t), 0)
+		return min(max(time.Until(t), 0), most)
 	}
 	return 0
 }

@@ -143,17 +143,15 @@ func newCredentials(auths map[string]dockerAuth) (*Credentials, error) {
 // credentialKey writes a key of a file as "host" or "host/path". Docker's are URLs at times, and Docker Hub goes by three names.
 func credentialKey(key string) string {
 	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
-	key = strings.TrimSuffix(key, "/")
-	key = strings.TrimSuffix(strings.TrimSuffix(key, "/v1"), "/v2")
-	host, path, found := strings.Cut(key, "/")
+	host, path, _ := strings.Cut(strings.TrimSuffix(key, "/"), "/")
 	host = strings.ToLower(host)
 	if host == "docker.io" || host == "registry-1.docker.io" {
 		host = name.DefaultRegistry
 	}
-	if found {
-		return host + "/" + path
+	if path == "" || path == "v1" || path == "v2" { // of the API; a repository's name may end so too
+		return host
 	}
-	return host
+	return host + "/" + path
 }
 
 // Resolve returns the credentials for a repository, else for the path above it and so on to the host, else Anonymous.

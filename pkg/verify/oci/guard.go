@@ -46,14 +46,19 @@ var special = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("192.0.0.0/24"),
 	netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("192.88.99.0/24"), netip.MustParsePrefix("198.18.0.0/15"),
 	netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("240.0.0.0/4"),
-	netip.MustParsePrefix("::/96"), netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/48"),
-	netip.MustParsePrefix("100::/64"), netip.MustParsePrefix("2001::/23"), netip.MustParsePrefix("2001:db8::/32"),
-	netip.MustParsePrefix("2002::/16"), netip.MustParsePrefix("fec0::/10"),
+	netip.MustParsePrefix("2001::/23"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("2002::/16"), netip.MustParsePrefix("3fff::/20"),
 }
+
+// unicast6 is all that IANA has given out of IPv6 (RFC 4291, section 2.4). What wraps IPv4 addresses lies outside: NAT64, SIIT, and
+// those that stand for an IPv4 address themselves.
+var unicast6 = netip.MustParsePrefix("2000::/3")
 
 // public reports whether an address is of the internet. IPv4 in IPv6 is judged as the IPv4 address.
 func public(a netip.Addr) bool {
 	a = a.Unmap().WithZone("")
+	if a.Is6() && !unicast6.Contains(a) {
+		return false
+	}
 	for _, p := range special {
 		if p.Contains(a) {
 			return false
@@ -67,6 +72,7 @@ type guard struct {
 	named    []string       // host:port to which all addresses are open
 	prefixes []netip.Prefix // open to all hosts
 	hosts    []Host
+	resolver *net.Resolver // nil is the system's
 }
 
 func (g *guard) isNamed(hostport string) bool {
@@ -93,7 +99,7 @@ func (g *guard) dial(ctx context.Context, network, addr string) (net.Conn, error
 	if err != nil {
 		return nil, err
 	}
-	d := net.Dialer{Timeout: dialTimeout, Control: func(_, address string, _ syscall.RawConn) error {
+	d := net.Dialer{Timeout: dialTimeout, Resolver: g.resolver, Control: func(_, address string, _ syscall.RawConn) error {
 		return g.check(host, port, address)
 	}}
 	return d.DialContext(ctx, network, addr)

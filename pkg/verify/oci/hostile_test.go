@@ -124,7 +124,7 @@ func TestEverySpecialRangeIsBlocked(t *testing.T) {
 	for _, address := range []string{
 		"192.0.0.1", "192.0.2.1", "192.88.99.1", "198.18.0.1", "198.19.255.255", "198.51.100.1", "203.0.113.1", "239.1.1.1", "240.0.0.1",
 		"100.127.255.255", "172.31.255.255", "::127.0.0.1", "::ffff:10.0.0.1", "64:ff9b:1::1", "100::1", "2001::1", "2001:db8::1", "fdff::1", "fe80::1%lo",
-		"fec0::1", "ff02::1",
+		"fec0::1", "ff02::1", "::ffff:0:127.0.0.1", "64:ff9b::8.8.8.8", "3fff::1", "5f00::1", "100:0:0:1::1", "4000::1",
 	} {
 		err := g.check("a.example", "443", netip.AddrPortFrom(netip.MustParseAddr(address), 443).String())
 		if verify.ReasonOf(err) != verify.ReasonRegistryBlocked {

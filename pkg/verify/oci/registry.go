@@ -409,15 +409,15 @@ func (r *repository) listed(ctx context.Context, digest string) ([]descriptor, e
 		if len(out) > maxListed {
 			return out[:maxListed], tooLarge("more than %d referrers", maxListed)
 		}
-		if path, err = nextPage(a); err != nil {
+		if path, err = nextPage(a, r.repo.RegistryStr()); err != nil {
 			return out, err
 		}
 	}
 	return out, nil
 }
 
-// nextPage returns path and query of the page that a Link header names (RFC 8288), "" when this was the last.
-func nextPage(a *answer) (string, error) {
+// nextPage returns path and query of the page at registry that a Link header names (RFC 8288), "" when this was the last.
+func nextPage(a *answer, registry string) (string, error) {
 	for _, link := range regexp.MustCompile(`<([^>]*)>([^<]*)`).FindAllStringSubmatch(strings.Join(a.header.Values("Link"), ", "), -1) {
 		if !strings.Contains(strings.ReplaceAll(link[2], " ", ""), linkRelation) {
 			continue
@@ -427,7 +427,7 @@ func nextPage(a *answer) (string, error) {
 			return "", malformed(nil, "the list of referrers goes on at no URL")
 		}
 		next := a.url.ResolveReference(ref)
-		if !strings.EqualFold(next.Host, a.url.Host) || next.Scheme != a.url.Scheme || !strings.HasPrefix(next.Path, "/v2/") {
+		if !strings.EqualFold(next.Host, registry) || next.Scheme != a.url.Scheme || !strings.HasPrefix(next.Path, "/v2/") {
 			return "", blocked("the list of referrers goes on at another place, %q", next.Host)
 		}
 		return next.RequestURI(), nil

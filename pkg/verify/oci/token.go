@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -27,9 +26,21 @@ const (
 
 // authState is the Authorization header for one repository; one request at a time asks for a new one.
 type authState struct {
-	mu     sync.Mutex
+	turn   chan struct{} // of capacity 1: holds a value while somebody has the header. Others wait no longer than they have time
 	header string
 }
+
+// take waits for the header; release gives it back.
+func (s *authState) take(ctx context.Context) error {
+	select {
+	case s.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *authState) release() { <-s.turn }
 
 func (c *client) authOf(repo name.Repository) *authState {
 	c.mu.Lock()
@@ -39,7 +50,7 @@ func (c *client) authOf(repo name.Repository) *authState {
 		if len(c.auth) >= maxAuthState {
 			clear(c.auth)
 		}
-		s = &authState{}
+		s = &authState{turn: make(chan struct{}, 1)}
 		c.auth[repo.Name()] = s
 	}
 	return s
@@ -49,24 +60,36 @@ func (c *client) authOf(repo name.Repository) *authState {
 // registries of an air gap want no token, and asking whether they do is a request too.
 func (c *client) authorized(ctx context.Context, r request) (*answer, error) {
 	state := c.authOf(r.repo)
-	state.mu.Lock()
+	if err := state.take(ctx); err != nil {
+		return nil, err
+	}
 	used := state.header
-	state.mu.Unlock()
+	state.release()
 	a, err := c.once(ctx, r, used)
 	if err != nil || a.status != http.StatusUnauthorized || !strings.EqualFold(a.url.Host, r.repo.RegistryStr()) {
 		return a, err // also when a store that the registry redirects to asks: it gets nothing
 	}
-	state.mu.Lock()
-	header := state.header
-	if header == used {
-		if header, err = c.authenticate(ctx, r.repo, a); err != nil {
-			state.mu.Unlock()
-			return nil, err
-		}
+	header, err := c.renewed(ctx, state, used, r.repo, a)
+	if err != nil {
+		return nil, err
+	}
+	return c.once(ctx, r, header)
+}
+
+// renewed returns the header after used, which the registry answered with a.
+func (c *client) renewed(ctx context.Context, state *authState, used string, repo name.Repository, a *answer) (string, error) {
+	if err := state.take(ctx); err != nil {
+		return "", err
+	}
+	defer state.release()
+	if state.header != used { // somebody else has asked meanwhile
+		return state.header, nil
+	}
+	header, err := c.authenticate(ctx, repo, a)
+	if err == nil {
 		state.header = header
 	}
-	state.mu.Unlock()
-	return c.once(ctx, r, header)
+	return header, err
 }
 
 // authenticate answers a challenge with an Authorization header.
@@ -125,7 +148,7 @@ func (c *client) token(ctx context.Context, repo name.Repository, challenge *tra
 	switch {
 	case realm.Scheme != "https" && (realm.Scheme != "http" || scheme != "http"):
 		return "", blocked("the token server of %s is not https", repo.RegistryStr())
-	case !strings.EqualFold(realm.Hostname(), registry.Hostname()) && c.guard.listed(realm.Hostname(), cmp.Or(realm.Port(), "443")) == nil && !c.guard.isNamed(hostPort(realm)):
+	case !strings.EqualFold(realm.Hostname(), registry.Hostname()) && c.guard.listed(realm.Hostname(), portOf(realm)) == nil && !c.guard.isNamed(hostPort(realm)):
 		return "", blocked("%s names the token server %q, which is another host and not listed", repo.RegistryStr(), realm.Host)
 	}
 	query := realm.Query()
@@ -155,7 +178,9 @@ func (c *client) token(ctx context.Context, repo name.Repository, challenge *tra
 	case err != nil:
 		return "", fmt.Errorf("token server of %s: %w", repo.RegistryStr(), err)
 	case a.status == http.StatusTooManyRequests || a.status >= 500:
-		return "", fault.New(fault.Unavailable, string(verify.ReasonRegistryUnreachable), nil, "token server of %s: status %d", repo.RegistryStr(), a.status)
+		failure := fault.New(fault.Unavailable, string(verify.ReasonRegistryUnreachable), nil, "token server of %s: status %d", repo.RegistryStr(), a.status)
+		failure.RetryAfter = retryAfter(a.header)
+		return "", failure
 	case a.status != http.StatusOK:
 		return "", denied(nil, "token server of %s: status %d%s", repo.RegistryStr(), a.status, a.text())
 	}
