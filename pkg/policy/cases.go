@@ -2,7 +2,6 @@ package policy
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,8 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"go.yaml.in/yaml/v3"
 
 	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/verify"
@@ -215,15 +212,7 @@ func (c *Case) policies() (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	policies := loaded.Policies
-	if c.spec.Combine != "" {
-		combined, err := Combine("combine", c.spec.Combine, policies)
-		if err != nil {
-			return nil, fmt.Errorf("combine: %w", err)
-		}
-		policies = []Policy{combined}
-	}
-	return NewSet(policies, SetOptions{NoMatch: c.spec.NoMatch, Version: loaded.Version})
+	return NewSet(loaded.Policies, SetOptions{NoMatch: c.spec.NoMatch, Combine: c.spec.Combine, Version: loaded.Version})
 }
 
 // source is where the case's image is.
@@ -272,46 +261,4 @@ func (b bundles) Attachments(context.Context, oci.Image) ([]oci.Attachment, erro
 
 func (b bundles) Configs(context.Context, oci.Image) (map[string][]byte, error) {
 	return nil, os.ErrNotExist
-}
-
-// ReadSubject reads an object of Kubernetes, in YAML or JSON, as policies see it. It has no image yet.
-func ReadSubject(data []byte) (*Subject, error) {
-	var object struct {
-		APIVersion string         `yaml:"apiVersion"`
-		Kind       string         `yaml:"kind"`
-		Metadata   map[string]any `yaml:"metadata"`
-		Spec       map[string]any `yaml:"spec"`
-	}
-	if err := yaml.Unmarshal(data, &object); err != nil {
-		return nil, err
-	}
-	if object.Kind == "" || object.APIVersion == "" {
-		return nil, errors.New("it has no apiVersion or kind")
-	}
-	s := &Subject{Kind: object.Kind, APIVersion: object.APIVersion, Labels: map[string]string{}}
-	group, version, found := strings.Cut(object.APIVersion, "/")
-	if !found {
-		group, version = "", object.APIVersion
-	}
-	s.Group, s.Version, s.Resource = group, version, strings.ToLower(object.Kind)+"s"
-	s.Namespace, _ = object.Metadata["namespace"].(string)
-	if s.Namespace == "" {
-		s.Namespace = "default"
-	}
-	labels, _ := object.Metadata["labels"].(map[string]any)
-	for k, v := range labels {
-		text, ok := v.(string)
-		if !ok {
-			return nil, fmt.Errorf("label %q is not a string", k)
-		}
-		s.Labels[k] = text
-	}
-	var err error
-	if s.Metadata, err = json.Marshal(object.Metadata); err != nil {
-		return nil, fmt.Errorf("metadata: %w", err)
-	}
-	if s.Spec, err = json.Marshal(object.Spec); err != nil {
-		return nil, fmt.Errorf("spec: %w", err)
-	}
-	return s, nil
 }

@@ -46,6 +46,8 @@ const (
 type SetOptions struct {
 	// NoMatch is what becomes of an image that no policy speaks of: "deny", the default, "warn" or "allow".
 	NoMatch string
+	// Combine is an expression over the policies' names, see the function of that name: then it alone decides.
+	Combine string
 	// Parallel bounds how many policies are evaluated at a time for one image; 0 is 8.
 	Parallel int
 	// Version names the policies' contents and their trust: Loaded.Version.
@@ -92,6 +94,14 @@ func NewSet(policies []Policy, o SetOptions) (*Set, error) {
 		}
 		names[p.Name()] = true
 		fmt.Fprintf(hash, "%q %s\n", p.Name(), p.Mode())
+	}
+	if o.Combine != "" {
+		combined, err := Combine("combine", o.Combine, policies)
+		if err != nil {
+			return nil, fmt.Errorf("combine: %w", err)
+		}
+		policies = []Policy{combined}
+		fmt.Fprintf(hash, "combine %q\n", o.Combine)
 	}
 	return &Set{policies: policies, noMatch: o.NoMatch, parallel: o.Parallel, version: hex.EncodeToString(hash.Sum(nil))}, nil
 }

@@ -32,6 +32,7 @@ type Verdict struct {
 	Reason   verify.Reason `json:"reason,omitempty"`
 	Message  string        `json:"message,omitempty"`
 	Warnings []string      `json:"warnings,omitempty"`
+	Children []Verdict     `json:"children,omitempty"` // of the images of an index, where those were asked about
 }
 
 // Outcome is what one policy says.

@@ -370,3 +370,72 @@ func TestPolicyTesterDecidesAsWeDo(t *testing.T) {
 		}
 	}
 }
+
+// TestAManifestIsChecked takes the images of a manifest, one of which is an index whose images are signed and it is not.
+func TestAManifestIsChecked(t *testing.T) {
+	s, b, registry := up(t), newSandbox(t), newRegistry(t, true)
+	signed, many := registry.push("golem-trust/signed"), registry.pushIndex("golem-trust/many")
+	unsigned := registry.push("golem-trust/unsigned")
+	sign := func(image string) {
+		b.must(attestry, flags([]string{"sign", "--identity-token", s.alice()}, s.signing(), []string{image})...)
+	}
+	sign(signed)
+	ref, err := name.ParseReference(many)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := remote.Index(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := index.IndexManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range list.Manifests {
+		sign(ref.Context().Digest(d.Digest.String()).String())
+	}
+	policies := b.file("policy.yaml", strings.SplitN(production(registry.host, s.issuer()), "---\n", 2)[0])
+	manifest := func(kind, more string) string {
+		return b.file(kind+".yaml", "apiVersion: apps/v1\nkind: "+kind+"\nmetadata: {name: web}\nspec:\n  template:\n    spec:\n      initContainers: [{name: init, image: "+tagged(many)+
+			"}]\n      containers: [{name: app, image: \""+signed+"\"}"+more+"]\n")
+	}
+	check := func(more ...string) ([]string, string) {
+		t.Helper()
+		out := b.run(attestry, flags([]string{"policy", "check", "--trusted-root", s.client("trusted_root.json"), "--output", "json"}, more, []string{policies})...)
+		var got []string
+		for _, line := range strings.Split(strings.TrimSpace(out.stdout), "\n") {
+			var v verdictOf
+			if json.Unmarshal([]byte(line), &v) != nil || v.Asked == "" {
+				continue
+			}
+			word := "undecided"
+			if v.Verdict != nil {
+				word = fmt.Sprint(v.Verdict.Allowed)
+			}
+			_, image, _ := strings.Cut(v.Asked, "/golem-trust/")
+			image, _, _ = strings.Cut(image, "@")
+			got = append(got, strings.TrimSuffix(image, ":v1")+" "+word)
+		}
+		return got, out.stdout + out.stderr
+	}
+	local := []string{"--registry-network", "127.0.0.0/8", "--registry-network", "::1/128"}
+	for _, tt := range []struct {
+		name string
+		more []string
+		want string
+	}{
+		{"the index itself is not signed", local, "many false, signed true"},
+		{"each of its images is", append(local, "--children", "all"), "many true, signed true"},
+		{"either will do", append(local, "--children", "any"), "many true, signed true"},
+		{"where registries on loopback are not allowed", nil, "many undecided, signed false"},
+	} {
+		if got, out := check(append([]string{"--resource", manifest("Deployment", "")}, tt.more...)...); strings.Join(got, ", ") != tt.want {
+			t.Errorf("%s: %v, want %s\n%s", tt.name, got, tt.want, out)
+		}
+	}
+	got, out := check(append([]string{"--children", "any", "--resource", manifest("StatefulSet", ", {name: other, image: \""+unsigned+"\"}")}, local...)...)
+	if strings.Join(got, ", ") != "many true, signed true, unsigned false" || !strings.Contains(out, "1 of 3 images are refused") || !strings.Contains(out, `"object":"StatefulSet/web"`) {
+		t.Errorf("%v\n%s", got, out)
+	}
+}

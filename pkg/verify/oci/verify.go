@@ -3,6 +3,7 @@ package oci
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -193,10 +194,11 @@ func Unread(problems ...error) error {
 	if first := problems[0]; !errors.As(first, &classified) { // or the next one would give the whole its reason
 		problems[0] = fault.New(fault.KindOf(first), fault.ReasonOf(first), first, "not read")
 	}
-	if len(problems) == 1 {
-		return problems[0]
+	joined := problems[0]
+	for _, p := range problems[1:] {
+		joined = fmt.Errorf("%w; %w", joined, p)
 	}
-	return errors.Join(problems...)
+	return joined
 }
 
 func undecidedFirst(a, b error) int {
