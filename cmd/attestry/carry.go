@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/carry"
+	"github.com/attestry/attestry/pkg/policy"
 	"github.com/attestry/attestry/pkg/sign"
 )
 
@@ -40,6 +42,46 @@ func (f *demandFlags) register(cmd *cobra.Command) {
 	flags.StringArrayVar(&f.keys, "image-key", nil, "public key (PEM) whose signatures of images count beside those with certificates; may be repeated")
 	flags.BoolVar(&f.unsigned, "allow-unsigned", false, "do not demand a signature of each image")
 	flags.StringVar(&f.output, "output", "text", "form of the report: text or json")
+}
+
+// judgeFlags say how policies decide about the images of a set.
+type judgeFlags struct {
+	policies, mirrors                  []string
+	inside, children, noMatch, combine string
+}
+
+// register adds the flags; inside is false where the command knows the registry.
+func (f *judgeFlags) register(cmd *cobra.Command, policies string, inside bool) {
+	flags := cmd.Flags()
+	flags.StringArrayVar(&f.policies, "policy", nil, policies)
+	flags.StringVar(&f.children, "children", string(policy.ChildrenIndex), "of an index of several platforms: index when policies have to allow the index, all when each of its images, any when either will do")
+	flags.StringVar(&f.noMatch, "no-match", policy.NoMatchDeny, "what becomes of an image that no policy speaks of: deny, warn or allow")
+	flags.StringVar(&f.combine, "combine", "", `expression over the names of the policies, satisfied("a","b") || satisfied("c"), that decides alone`)
+	flags.StringArrayVar(&f.mirrors, "tuf-mirror", nil, "URL=DIR: copy of the TUF repository that a TrustRoot's spec.remote names; may be repeated")
+	if inside {
+		flags.StringVar(&f.inside, "inside", "", "REGISTRY[/PREFIX] in which the images will be: policies are asked about the names there")
+	}
+}
+
+// judging is without the policies that pack carries.
+func (f *judgeFlags) judging() (carry.Judging, error) {
+	j := carry.Judging{Inside: f.inside, Children: policy.Children(f.children), NoMatch: f.noMatch, Combine: f.combine}
+	var err error
+	if err = j.Children.Check(); err != nil {
+		return j, fmt.Errorf("--children: %w", err)
+	}
+	j.Mirrors, err = mirrorsOf(f.mirrors)
+	return j, err
+}
+
+// own is judging with the policies of the flags in place of those in a set.
+func (f *judgeFlags) own() (carry.Judging, error) {
+	j, err := f.judging()
+	if err != nil || len(f.policies) == 0 {
+		return j, err
+	}
+	j.Files, err = policy.ReadFiles(f.policies)
+	return j, err
 }
 
 func (f *demandFlags) demands() (carry.Demands, error) {
@@ -133,6 +175,12 @@ func printReport(stdout io.Writer, r *carry.Report, output string, arrival *carr
 		for _, m := range image.Missing {
 			fmt.Fprintf(stdout, "  MISSING: %s\n", m)
 		}
+		if image.Verdict != nil {
+			text := strings.Builder{}
+			text.WriteString("  inside, ")
+			writeVerdict(&text, image.Verdict, "  ")
+			fmt.Fprint(stdout, text.String())
+		}
 	}
 	for _, w := range r.Warnings {
 		fmt.Fprintf(stdout, "warning: %s\n", w)
@@ -155,12 +203,12 @@ func incomplete(r *carry.Report) error {
 	}
 	n := 0
 	for _, image := range r.Images {
-		if len(image.Missing) > 0 {
+		if image.Lacks() {
 			n++
 		}
 	}
 	if n > 0 {
-		return fmt.Errorf("not complete: %d of %d images lack what the report names", n, len(r.Images))
+		return fmt.Errorf("not complete: %d of %d images lack what the report names, or are refused", n, len(r.Images))
 	}
 	return errors.New("not complete: " + r.Problems[0])
 }

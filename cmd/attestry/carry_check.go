@@ -9,6 +9,7 @@ import (
 func newCarryCheckCommand() *cobra.Command {
 	var anchor anchorFlags
 	var demand demandFlags
+	var judge judgeFlags
 	cmd := &cobra.Command{
 		Use:   "check [flags] DIR|FILE.tar",
 		Short: "Verify a carry set and report what it holds, without a network",
@@ -16,12 +17,16 @@ func newCarryCheckCommand() *cobra.Command {
 root follows from the TUF root that you have, that every image is whole, and which signatures and attestations verify. No
 connection is made.
 
-Exit status 0 when the set is complete: every image signed, and attested as the set's signer and --require-predicate demand.`,
+Exit status 0 when the set is complete: every image signed, attested as the set's signer and --require-predicate demand, and allowed by
+the policies of the set, or by those of --policy.`,
 		Example: `  attestry carry check --tuf-root root.json --certificate-identity ci@example.com --certificate-oidc-issuer https://issuer.example set.tar`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			demands, err := demand.demands()
 			if err != nil {
+				return err
+			}
+			if demands.Policies, err = judge.own(); err != nil {
 				return err
 			}
 			a, err := anchor.anchor()
@@ -40,5 +45,6 @@ Exit status 0 when the set is complete: every image signed, and attested as the 
 	}
 	anchor.register(cmd)
 	demand.register(cmd)
+	judge.register(cmd, "policies, a file or a directory, that decide about the images in place of those that the set carries; may be repeated", true)
 	return cmd
 }

@@ -22,14 +22,14 @@ func newCarryPackCommand() *cobra.Command {
 	var s signFlags
 	var registry registryFlags
 	var demand demandFlags
+	var judge judgeFlags
 	var out, tuf, tufRoot string
-	var policies []string
 	cmd := &cobra.Command{
 		Use:   "pack --out DIR|FILE.tar [flags] IMAGE…",
 		Short: "Put images with all that is attached to them into a directory or a tar",
 		Long: `Copy images, the images of indexes, and every signature, attestation and other artifact that is attached to one of them
 into one directory or tar, with the trusted root, the TUF metadata that leads to it, and policies. The set is signed at last, with
-your identity or with --key, and only if it is complete: every image signed, every --require-predicate attested.
+your identity or with --key, and only if it is complete: every image signed, every --require-predicate attested, every --policy satisfied.
 
 Run it again after an interruption: what is there is not fetched again. The same images give the same files.`,
 		Example: `  attestry carry pack --out set.tar --require-predicate slsaprovenance1 registry.example/app:v1`,
@@ -42,8 +42,11 @@ Run it again after an interruption: what is there is not fetched again. The same
 			if err != nil {
 				return err
 			}
+			if demands.Policies, err = judge.judging(); err != nil {
+				return err
+			}
 			p := carry.Packing{
-				References: args, Policies: policies, Demands: demands, Parse: registry.parse,
+				References: args, Policies: judge.policies, Demands: demands, Parse: registry.parse,
 				Open: func(ctx context.Context, repo name.Repository) (attachment.Repository, error) {
 					return registry.repositoryOf(ctx, repo, false)
 				},
@@ -85,11 +88,11 @@ Run it again after an interruption: what is there is not fetched again. The same
 	}
 	s.register(cmd)
 	demand.register(cmd)
+	judge.register(cmd, "file with policies, which is carried along and has to allow each image; may be repeated", true)
 	flags := cmd.Flags()
 	flags.StringVar(&out, "out", "", "directory, or file that ends in .tar")
 	flags.StringVar(&tuf, "tuf", "", "TUF repository that has the trusted root: a directory or a URL (default $ATTESTRY_TUF_URL)")
 	flags.StringVar(&tufRoot, "tuf-root", "", "root of the TUF repository (default $ATTESTRY_TUF_ROOT)")
-	flags.StringArrayVar(&policies, "policy", nil, "file to carry along as a policy; may be repeated")
 	registry.register(flags)
 	return cmd
 }

@@ -16,6 +16,7 @@ import (
 func newCarryPushCommand() *cobra.Command {
 	var anchor anchorFlags
 	var demand demandFlags
+	var judge judgeFlags
 	var registry registryFlags
 	var moveTags bool
 	cmd := &cobra.Command{
@@ -31,6 +32,9 @@ Run it again after an interruption: what is there is not sent again.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			demands, err := demand.demands()
 			if err != nil {
+				return err
+			}
+			if demands.Policies, err = judge.own(); err != nil {
 				return err
 			}
 			a, err := anchor.anchor()
@@ -65,6 +69,7 @@ Run it again after an interruption: what is there is not sent again.`,
 	}
 	anchor.register(cmd)
 	demand.register(cmd)
+	judge.register(cmd, "policies, a file or a directory, that decide about the images in place of those that the set carries; may be repeated", false)
 	cmd.Flags().BoolVar(&moveTags, "move-tags", false, "move tags of images that point elsewhere there")
 	registry.register(cmd.Flags())
 	return cmd

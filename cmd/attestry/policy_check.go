@@ -215,17 +215,13 @@ func (f *policyCheckFlags) sort(args []string) (paths, images []string, err erro
 }
 
 func (f *policyCheckFlags) policies(paths []string, stderr io.Writer) (*policy.Set, error) {
-	o := policy.Options{CUE: f.cue, Mirrors: make(map[string]fs.FS)}
+	o := policy.Options{CUE: f.cue}
 	var err error
 	if o.TrustedRoot, err = f.trust.optional(stderr); err != nil {
 		return nil, err
 	}
-	for _, m := range f.mirrors {
-		at, dir, ok := strings.Cut(m, "=")
-		if !ok || at == "" || dir == "" {
-			return nil, fmt.Errorf("--tuf-mirror %q is not URL=DIR", m)
-		}
-		o.Mirrors[at] = os.DirFS(dir)
+	if o.Mirrors, err = mirrorsOf(f.mirrors); err != nil {
+		return nil, err
 	}
 	loaded, err := policy.Load(paths, o)
 	if err != nil {
@@ -235,6 +231,19 @@ func (f *policyCheckFlags) policies(paths []string, stderr io.Writer) (*policy.S
 		return nil, fmt.Errorf("%s: no policy is there, only what policies refer to", strings.Join(paths, ", "))
 	}
 	return policy.NewSet(loaded.Policies, policy.SetOptions{NoMatch: f.noMatch, Combine: f.combine, Version: loaded.Version})
+}
+
+// mirrorsOf reads --tuf-mirror.
+func mirrorsOf(list []string) (map[string]fs.FS, error) {
+	mirrors := make(map[string]fs.FS)
+	for _, m := range list {
+		at, dir, ok := strings.Cut(m, "=")
+		if !ok || at == "" || dir == "" {
+			return nil, fmt.Errorf("--tuf-mirror %q is not URL=DIR", m)
+		}
+		mirrors[at] = os.DirFS(dir)
+	}
+	return mirrors, nil
 }
 
 // open reaches the registries of images, which a person named. What a manifest names may be anybody's word: those have to be on the

@@ -15,6 +15,7 @@ import (
 	"github.com/attestry/attestry/internal/fault"
 	"github.com/attestry/attestry/internal/limit"
 	"github.com/attestry/attestry/pkg/attachment"
+	"github.com/attestry/attestry/pkg/policy"
 	"github.com/attestry/attestry/pkg/verify"
 	"github.com/attestry/attestry/pkg/verify/oci"
 )
@@ -29,6 +30,8 @@ type Demands struct {
 	// Keys are public keys whose signatures count beside those of the identities for which an authority of the trusted root
 	// vouches. Which of these may sign an image is for policies to say.
 	Keys []crypto.PublicKey
+	// Policies have to allow each image, where there are any.
+	Policies Judging
 }
 
 // Anchor is what the receiver of a set believes without it: a TUF root, or a trusted root, or the key that signed it.
@@ -71,6 +74,13 @@ type ImageReport struct {
 	Verified []Evidence `json:"verified"`
 	Missing  []string   `json:"missing,omitempty"`  // "signature" or predicate types
 	Unproven []string   `json:"unproven,omitempty"` // attachments that do not verify, with the reason
+	// Verdict is what the policies say inside, of the image's name there; none without policies.
+	Verdict *policy.Verdict `json:"verdict,omitempty"`
+}
+
+// Lacks reports whether something of the image is missing, or a policy refuses it.
+func (r *ImageReport) Lacks() bool {
+	return len(r.Missing) > 0 || r.Verdict != nil && !r.Verdict.Allowed
 }
 
 // Evidence is a signature or attestation that verifies.
@@ -91,7 +101,7 @@ func Check(ctx context.Context, name string, a Anchor, d Demands) (*Report, erro
 	}
 	defer s.Close()
 	d.Require = union(d.Require, s.manifest.Require)
-	report, err := examine(ctx, name, s.manifest, s.trustedRoot, d)
+	report, err := examine(ctx, name, s.manifest, s.trustedRoot, d, a.Now)
 	if err != nil {
 		return nil, err
 	}
@@ -200,11 +210,11 @@ func (s *set) verifySigner(ctx context.Context, a Anchor, raw, bundle []byte) er
 		return refused("carry-trust", nil, "the set has no TUF metadata that could be compared with the given root")
 	}
 	trusted := s.trustedRoot
-	policy := *a.Policy
+	signed := *a.Policy
 	switch {
-	case policy.Key != nil:
+	case signed.Key != nil:
 		// The key vouches for all of the set, the trusted root included, whatever log that names.
-		policy.Requirements = &verify.Requirements{}
+		signed.Requirements = &verify.Requirements{}
 	case a.TUFRoot != nil:
 	case a.TrustedRoot != nil:
 		trusted = a.TrustedRoot
@@ -215,7 +225,7 @@ func (s *set) verifySigner(ctx context.Context, a Anchor, raw, bundle []byte) er
 	if err != nil {
 		return err
 	}
-	result, err := verifier.Verify(bundle, verify.FromBytes(raw), &policy)
+	result, err := verifier.Verify(bundle, verify.FromBytes(raw), &signed)
 	if err != nil {
 		return fmt.Errorf("the signature of the set: %w", err)
 	}
@@ -278,7 +288,7 @@ func (s *set) compare(ctx context.Context) error {
 }
 
 // examine reports on the images of a set, which is a directory or a tar.
-func examine(ctx context.Context, name string, m *Manifest, trustedRoot []byte, d Demands) (*Report, error) {
+func examine(ctx context.Context, name string, m *Manifest, trustedRoot []byte, d Demands, now time.Time) (*Report, error) {
 	files, closer, err := Files(name)
 	if err != nil {
 		return nil, err
@@ -302,17 +312,28 @@ func examine(ctx context.Context, name string, m *Manifest, trustedRoot []byte, 
 	for _, f := range m.Files {
 		e.listed[f.Path] = true
 		report.Bytes += f.Bytes
-		if policy, ok := strings.CutPrefix(f.Path, policyDir+"/"); ok {
-			report.Policies = append(report.Policies, policy)
+		if carried, ok := strings.CutPrefix(f.Path, policyDir+"/"); ok {
+			report.Policies = append(report.Policies, carried)
 		}
+	}
+	judge, err := newJudge(d.Policies, report.Policies, files, trustedRoot, now)
+	if err != nil {
+		if len(d.Policies.Files) > 0 || len(report.Policies) == 0 { // not the set's fault
+			return nil, fmt.Errorf("policies: %w", err)
+		}
+		report.Problems = append(report.Problems, "the set's policies: "+err.Error())
+		report.Complete = false
 	}
 	for _, image := range m.Images {
 		r, err := e.image(ctx, image)
+		if err == nil && judge != nil {
+			r.Verdict, err = judge.decide(ctx, image, source)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", image.Name(), err)
 		}
 		report.Images = append(report.Images, *r)
-		if len(r.Missing) > 0 {
+		if r.Lacks() {
 			report.Complete = false
 		}
 	}

@@ -47,7 +47,7 @@ type Packing struct {
 	TrustedRoot []byte
 	Client      *http.Client
 
-	Policies []string // files
+	Policies []string // files that are carried, and decide about the images
 	Demands  Demands  // that the images have to meet before the set is signed
 
 	// Sign returns a bundle over carry.json.
@@ -106,7 +106,7 @@ func Pack(ctx context.Context, dir string, p Packing) (*Report, error) {
 	if m.Files, err = w.list(root.FS()); err != nil {
 		return nil, err
 	}
-	report, err := examine(ctx, dir, m, w.trustedRoot, p.Demands)
+	report, err := examine(ctx, dir, m, w.trustedRoot, p.Demands, p.Now())
 	if err != nil {
 		return nil, err
 	}

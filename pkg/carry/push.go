@@ -40,9 +40,10 @@ type Arrived struct {
 	Attached int    `json:"attached"`
 }
 
-// Push checks a set as Check does, and copies it into a registry if the report is complete. What is there is not sent again, so that an
+// Push checks a set as Check does, policies under the names in the registry, and copies it into a registry if the report is complete. What is there is not sent again, so that an
 // interrupted push is repeated. Each image gets its tag after all that is attached to it, and everything is read back at the end.
 func Push(ctx context.Context, set string, a Anchor, d Demands, p Pushing) (*Report, *Arrival, error) {
+	d.Policies.Inside = p.Registry
 	report, err := Check(ctx, set, a, d)
 	if err != nil || !report.Complete {
 		return report, nil, err
@@ -105,11 +106,11 @@ func (t target) name() string {
 }
 
 func (w *pusher) target(ctx context.Context, image Image) (*target, error) {
-	_, repository, ok := strings.Cut(image.Repository, "/")
-	if !ok {
-		return nil, fmt.Errorf("repository %q has no registry", image.Repository)
+	inside, err := insideName(w.Registry, image.Repository)
+	if err != nil {
+		return nil, err
 	}
-	repo, err := w.Parse(strings.TrimSuffix(w.Registry, "/") + "/" + repository)
+	repo, err := w.Parse(inside)
 	if err != nil {
 		return nil, err
 	}

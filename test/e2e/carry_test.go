@@ -99,7 +99,7 @@ func TestImagesCrossTheGap(t *testing.T) {
 	for _, referrers := range []bool{true, false} {
 		t.Run(fmt.Sprintf("from a registry with referrers %v into one with %v", referrers, !referrers), func(t *testing.T) {
 			c := newCarried(t, referrers)
-			policy := c.file("policy.yaml", "kind: sigstore_policy\n")
+			policy := c.file("policy.yaml", c.policy("alice@example.com"))
 			c.must(attestry, c.pack("set.tar", "--policy", policy)...)
 			c.s.stop()
 			c.outside.close()
@@ -109,7 +109,7 @@ func TestImagesCrossTheGap(t *testing.T) {
 			}
 			anchor := []string{"--tuf-root", c.s.client("root.json"), "--key", "cosign.pub"}
 			out := c.must(exe, flags(prefix, []string{"carry", "check"}, anchor, []string{"set.tar"})...)
-			for _, want := range []string{"team/app:v1", "team/many:v1", "policy policy.yaml", "https://slsa.dev/provenance/v0.2, bundle", "https://slsa.dev/provenance/v0.2, dsse", "simple-signing"} {
+			for _, want := range []string{"team/app:v1", "team/many:v1", "policy policy.yaml", "policy signed: passes", "https://slsa.dev/provenance/v0.2, bundle", "https://slsa.dev/provenance/v0.2, dsse", "simple-signing"} {
 				if !strings.Contains(out, want) {
 					t.Errorf("the report does not say %q:\n%s", want, out)
 				}
@@ -378,4 +378,96 @@ func TestKilledWhilePackingAndPushing(t *testing.T) {
 			c.verifiesIn(inside.host, "")
 		})
 	}
+}
+
+// policy wants a signature by somebody.
+func (c *carried) policy(subject string) string {
+	return "kind: sigstore_policy\nversion: v1\nmetadata: {name: signed}\nspec:\n  keyless: {identities: [{issuer: \"" + c.s.issuer() + "\", subject: " + subject +
+		"}]}\n  requirements: {artifact_signature: true}\n"
+}
+
+// TestPoliciesDecideAboutASet asks, on both sides of the gap and without a network, what admission inside would say of each image.
+func TestPoliciesDecideAboutASet(t *testing.T) {
+	c := newCarried(t, true)
+	byBob := c.outside.push("team/bobs")
+	c.must(attestry, flags([]string{"sign", "--identity-token", c.s.token("--email", "bob@example.com")}, c.s.signing(), []string{byBob})...)
+	signed := c.file("signed.yaml", c.policy("alice@example.com"))
+	// says runs a command that is refused, which names what of which policy is not satisfied.
+	says := func(what string, args []string, lines ...string) {
+		t.Helper()
+		out := c.run(attestry, args...)
+		if out.err == nil {
+			t.Errorf("%s: it is complete\n%s", what, out)
+		}
+		for _, line := range lines {
+			if !strings.Contains(out.String(), line) {
+				t.Errorf("%s: nothing says %q\n%s", what, line, out)
+			}
+		}
+	}
+	pack := func(out string, more ...string) []string {
+		return flags([]string{"carry", "pack", "--out", out, "--key", "cosign.key", "--tuf", c.s.url + "/tuf", "--tuf-root", c.s.client("root.json")}, more)
+	}
+	says("somebody else signed", pack("bobs", "--policy", signed, tagged(c.image), tagged(byBob)),
+		"team/bobs@", "policy signed: refuses: identity-subject", "bob@example.com", "1 of 2 images lack")
+	says("it is not finished then", []string{"carry", "check", "--key", "cosign.pub", "bobs"}, "carry-unfinished")
+	says("a policy that does not load", pack("broken", "--policy", c.file("broken.yaml", "kind: sigstore_policy\n"), tagged(c.image)), "PROBLEM: the set's policies:", "broken.yaml")
+	c.must(attestry, pack("set.tar", "--policy", signed, tagged(c.image), tagged(c.index))...)
+	c.s.stop()
+	c.outside.close()
+
+	sbom := c.file("sbom.yaml", strings.ReplaceAll(production("inside.example/mirror", c.s.issuer()), "/golem-trust/", "/"))
+	exe, prefix, _ := offline(attestry)
+	check := func(more ...string) []string {
+		return flags(prefix, []string{"carry", "check", "--key", "cosign.pub"}, more, []string{"set.tar"})
+	}
+	verdicts := func(args []string) (allowed []bool) {
+		t.Helper()
+		var report struct {
+			Images []struct{ Verdict *struct{ Allowed bool } }
+		}
+		out := c.run(exe, append(args, "--output", "json")...)
+		if err := json.NewDecoder(strings.NewReader(out.stdout)).Decode(&report); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		for _, i := range report.Images {
+			allowed = append(allowed, i.Verdict != nil && i.Verdict.Allowed)
+		}
+		return allowed
+	}
+	if got := verdicts(check()); fmt.Sprint(got) != "[true true]" {
+		t.Errorf("by the policies of the set: %v", got)
+	}
+	out := c.run(exe, check("--policy", sbom, "--inside", "inside.example/mirror")...)
+	for _, line := range []string{"inside.example/mirror/team/app@", "policy production-signature: passes", "slsa-provenance (SLSA provenance): failed: policy-denied",
+		"sbom-cyclonedx (CycloneDX SBOM): failed: predicate-missing", "2 of 2 images lack"} {
+		if out.err == nil || !strings.Contains(out.String(), line) {
+			t.Errorf("a missing SBOM: nothing says %q\n%s", line, out)
+		}
+	}
+	if out := c.run(exe, check("--policy", sbom)...); out.err == nil || !strings.Contains(out.String(), "no-matching-policy") {
+		t.Errorf("a policy for the names inside was asked about those outside\n%s", out)
+	}
+	if got := verdicts(check("--policy", sbom, "--no-match", "allow")); fmt.Sprint(got) != "[true true]" {
+		t.Errorf("no policy speaks of them, and that is allowed: %v", got)
+	}
+	if got := verdicts(check("--policy", sbom, "--inside", "inside.example/mirror", "--combine", `satisfied("production") || satisfied("production-signature")`)); fmt.Sprint(got) != "[true true]" {
+		t.Errorf("one of two will do: %v", got)
+	}
+
+	// push asks about the names in its registry, and sends nothing that is refused.
+	inside := newRegistry(t, true)
+	own := strings.ReplaceAll(production(inside.host+"/mirror", c.s.issuer()), "/golem-trust/", "/")
+	push := func(policy string) []string {
+		return []string{"carry", "push", "--key", "cosign.pub", "--policy", c.file("own.yaml", policy), "set.tar", inside.host + "/mirror"}
+	}
+	insideRegistry, err := name.NewRegistry(inside.host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	says("no SBOM for the registry inside", push(own), "sbom-cyclonedx (CycloneDX SBOM): failed: predicate-missing")
+	if repositories, err := remote.Catalog(t.Context(), insideRegistry); err != nil || len(repositories) > 0 {
+		t.Errorf("%v, %v arrived", err, repositories)
+	}
+	c.must(attestry, push(strings.SplitN(own, "---\n", 2)[0])...)
 }
