@@ -48,7 +48,8 @@ latency in ms, errors by status. The exit status is 1 when no request succeeded.
   rekor2  POST /api/v2/log/entries, the same as hashedRekordRequestV002
   proofs  GET /api/v1/log/entries?logIndex=N of random entries: each with inclusion proof, SET and checkpoint
   tsa     POST /api/v1/timestamp, DER queries
-  verify  verifies one bundle again and again, and prints the floor: the time of its signatures alone`,
+  verify  verifies one bundle again and again, and prints beside it the floor, the time of its
+          signatures alone, and sigstore-go's time for the same`,
 		Example: `  attestry bench --target rekor2 --url http://localhost:8420 --n 20000 --c 2000
   attestry bench --target ca --url http://localhost:8420 --dir ./attestry-data --n 10000 --c 32
   attestry bench --target verify --bundle b.json --trusted-root trusted_root.json --artifact file --n 5000 --c 2`,

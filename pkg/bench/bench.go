@@ -56,6 +56,14 @@ type Report struct {
 	Errors     map[string]int `json:"errors"` // by HTTP status or kind; empty when all succeeded
 	FirstError string         `json:"firstError,omitempty"`
 	Floor      *Floor         `json:"floor,omitempty"` // target verify only
+	Upstream   *Upstream      `json:"sigstoreGo,omitempty"`
+}
+
+// Upstream is what sigstore-go makes of the same bundle in the same run; target verify only, and where it verifies it.
+type Upstream struct {
+	Millis float64 `json:"millis"` // median
+	Rate   float64 `json:"rate"`
+	Times  float64 `json:"times"` // Report.Rate / Rate: how many times as fast ours is
 }
 
 // Floor is the time below which a bundle cannot be verified: its signatures alone.
@@ -90,6 +98,9 @@ func (r *Report) String() string {
 	}
 	if f := r.Floor; f != nil {
 		fmt.Fprintf(&b, " floor=%.0f/s (%.3f ms: %s) share=%.0f%%", f.Rate, f.Millis, strings.Join(f.Signatures, " + "), 100*f.Share)
+	}
+	if u := r.Upstream; u != nil {
+		fmt.Fprintf(&b, " sigstore-go=%.0f/s (%.3f ms, ours %.1f times as fast)", u.Rate, u.Millis, u.Times)
 	}
 	return b.String()
 }

@@ -377,6 +377,9 @@ func TestVerifyCountsTheSignaturesOfABundle(t *testing.T) {
 			if report.N != 25 || report.Failed() != 0 || report.Floor.Rate <= 0 || report.Floor.Share <= 0 || report.Floor.Millis <= 0 {
 				t.Errorf("report %v", report)
 			}
+			if u := report.Upstream; u == nil || u.Rate <= 0 || u.Millis <= 0 || u.Times <= 0 || !strings.Contains(report.String(), " sigstore-go=") {
+				t.Errorf("report without sigstore-go: %v", report)
+			}
 			t.Log(report)
 		})
 	}

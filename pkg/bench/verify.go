@@ -37,7 +37,7 @@ type VerifyOptions struct {
 const rounds = 10
 
 // Verify verifies the bundle o.Size.Requests times with o.Size.Clients goroutines and measures
-// beside it, as often and as parallel, the bare signature verifications that the bundle calls for.
+// beside it, as often and as parallel, the bare signature verifications that the bundle calls for, and sigstore-go.
 func Verify(ctx context.Context, o VerifyOptions) (*Report, error) {
 	if err := o.Size.Check(); err != nil {
 		return nil, err
@@ -66,12 +66,16 @@ func Verify(ctx context.Context, o VerifyOptions) (*Report, error) {
 		floor.Signatures = append(floor.Signatures, c.name+" "+algorithm)
 	}
 
-	n, clients := o.Size.Requests, min(o.Size.Clients, o.Size.Requests)
-	real, least := make([]worker, clients), make([]worker, clients)
-	for i := range clients {
-		real[i], least[i] = once, floorWorker(bare)
+	other, err := newUpstream(&o)
+	if err != nil {
+		return nil, fmt.Errorf("sigstore-go: %w", err)
 	}
-	verified, signed := newTally(n), newTally(n)
+	n, clients := o.Size.Requests, min(o.Size.Clients, o.Size.Requests)
+	real, least, theirs := make([]worker, clients), make([]worker, clients), make([]worker, clients)
+	for i := range clients {
+		real[i], least[i], theirs[i] = once, floorWorker(bare), other
+	}
+	verified, signed, compared := newTally(n), newTally(n), newTally(n)
 	for round := range rounds {
 		from, to := n*round/rounds, n*(round+1)/rounds
 		if from == to {
@@ -79,6 +83,9 @@ func Verify(ctx context.Context, o VerifyOptions) (*Report, error) {
 		}
 		verified.run(ctx, from, to, real)
 		signed.run(ctx, from, to, least)
+		if other != nil {
+			compared.run(ctx, from, to, theirs)
+		}
 	}
 	report := verified.report(TargetVerify, o.Size.Clients)
 	alone := signed.report("floor", clients)
@@ -90,6 +97,16 @@ func Verify(ctx context.Context, o VerifyOptions) (*Report, error) {
 		floor.Share = report.Rate / floor.Rate
 	}
 	report.Floor = floor
+	if other != nil {
+		u := compared.report("sigstore-go", clients)
+		if len(u.Errors) > 0 {
+			return nil, fmt.Errorf("sigstore-go verified the bundle at first, and then not: %s", u.FirstError)
+		}
+		report.Upstream = &Upstream{Millis: u.P50Millis, Rate: u.Rate}
+		if u.Rate > 0 {
+			report.Upstream.Times = report.Rate / u.Rate
+		}
+	}
 	return report, nil
 }
 
