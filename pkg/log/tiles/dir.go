@@ -142,16 +142,22 @@ func (d *Dir) join(name string, width uint8, of func(*run) part) ([]byte, error)
 	var raw []byte
 	var err error
 	for range loadTries {
-		if p := of(d.pending()); p.base >= elements(width) {
-			return stored(width)
-		} else if raw, err = p.join(width, stored); !errors.Is(err, fs.ErrNotExist) {
+		had := d.pending()
+		p := of(had)
+		err = fs.ErrNotExist
+		if p.base >= elements(width) {
+			raw, err = stored(width)
+		}
+		if errors.Is(err, fs.ErrNotExist) { // the driver stores the sizes at which its own batches end
+			raw, err = p.join(width, stored)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
 			return raw, err
 		}
-		had := d.pending().size()
 		if err := d.load(); err != nil { // the log runs
 			return nil, err
 		}
-		if d.pending().size() == had {
+		if now := d.pending(); now.first == had.first && now.size() == had.size() {
 			break
 		}
 	}

@@ -344,6 +344,42 @@ func TestFilesBeyondTheTreeAreNotRead(t *testing.T) {
 	}
 }
 
+// TestSizesBetweenIntegrations: a signed size is the end of a batch, and the driver may have stored larger tiles alone.
+func TestSizesBetweenIntegrations(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "tiles")
+	tree, err := tiles.Open(t.Context(), dir, log.Rekor1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	for _, batch := range [][2]int{{0, 3}, {3, 5}} {
+		if _, err := tree.Append(t.Context(), leaves(log.Rekor1, batch[0], batch[1])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tree.Hold() // what is there is integrated
+	for _, name := range []string{"tile/entries/000.p/3", "tile/0/000.p/3"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+	d, err := tiles.OpenDir(dir, log.Rekor1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, read := range map[string]func() ([]byte, error){
+		"bundle":  func() ([]byte, error) { return d.Bundle(t.Context(), 0, 3) },
+		"content": func() ([]byte, error) { return d.Content(log.Rekor1, "tile/entries/000.p/3") },
+	} {
+		if got, err := read(); err != nil || !bytes.Contains(got, []byte("leaf 2, and what it says")) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	if got, err := d.Tile(t.Context(), 0, 0, 3); err != nil || len(got) < 3*32 {
+		t.Errorf("tile: %d bytes, %v", len(got), err)
+	}
+}
+
 // TestADriverThatBreaksTheOrderStopsThere: the journal has what was signed, and keeps it.
 func TestADriverThatBreaksTheOrderStopsThere(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "tiles")
