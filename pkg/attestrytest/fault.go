@@ -23,8 +23,10 @@ import (
 	"sync"
 	"time"
 
+	rekor "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	"github.com/sigstore/sigstore/pkg/signature"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/attestry/attestry/internal/signer"
 )
@@ -39,7 +41,8 @@ const (
 	// LaggingLog shows checkpoints and tree heads of the logs as they were when the fault began. Entries are taken and
 	// answered as ever.
 	LaggingLog Fault = "lagging log"
-	// ForkedLog shows checkpoints of the Rekor v2 log with another root than the log's, at the same size.
+	// ForkedLog shows checkpoints of the Rekor v2 log with another root than the log's, at the same size: where the log is read, and in
+	// the answers for entries, whose proofs do not lead there.
 	ForkedLog Fault = "forked log"
 	// WrongSCT issues certificates whose SCT does not verify.
 	WrongSCT Fault = "wrong SCT"
@@ -124,6 +127,8 @@ func (f *faults) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case on[ForkedLog] && (path == "/checkpoint" || path == "/api/v2/checkpoint"):
 		change = f.fork
+	case on[ForkedLog] && path == "/api/v2/log/entries":
+		change = f.forkEntry
 	case on[ExpiredTUF] && path == "/tuf/timestamp.json":
 		change = func(body []byte) ([]byte, error) { return f.expire(body, now().Add(-time.Hour)) }
 	case on[WrongSCT] && slices.Contains([]string{"/api/v1/signingCert", "/api/v2/signingCert"}, path):
@@ -176,6 +181,24 @@ func (f *faults) fork(checkpoint []byte) ([]byte, error) {
 		return nil, err
 	}
 	return fmt.Appendf(nil, "%s\n— %s %s\n", text, name, base64.StdEncoding.EncodeToString(append(line[:4:4], sig...))), nil
+}
+
+// forkEntry gives the inclusion proof of a TransparencyLogEntry (sigstore_rekor.proto) a checkpoint of fork, and its root.
+func (f *faults) forkEntry(answer []byte) ([]byte, error) {
+	var entry rekor.TransparencyLogEntry
+	if err := protojson.Unmarshal(answer, &entry); err != nil {
+		return nil, err
+	}
+	note, err := f.fork([]byte(entry.GetInclusionProof().GetCheckpoint().GetEnvelope()))
+	if err != nil {
+		return nil, err
+	}
+	root := strings.Split(string(note), "\n")[2]
+	entry.InclusionProof.Checkpoint.Envelope = string(note)
+	if entry.InclusionProof.RootHash, err = base64.StdEncoding.DecodeString(root); err != nil {
+		return nil, err
+	}
+	return protojson.Marshal(&entry)
 }
 
 // expire signs timestamp metadata with another end.

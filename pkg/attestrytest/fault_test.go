@@ -3,9 +3,12 @@ package attestrytest_test
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -63,8 +66,8 @@ func (v logVerifier) Verify(text, sig []byte) bool {
 	return ecdsa.VerifyASN1(v.public, digest[:], sig)
 }
 
-// checkpoint returns what the Rekor v2 log shows, its signature verified by the key in the trusted root.
-func checkpoint(t *testing.T, s *attestrytest.Server) *log.Checkpoint {
+// note returns what the Rekor v2 log shows.
+func note(t *testing.T, s *attestrytest.Server) []byte {
 	t.Helper()
 	resp, err := http.Get(s.URL + "/checkpoint")
 	if err != nil {
@@ -75,6 +78,13 @@ func checkpoint(t *testing.T, s *attestrytest.Server) *log.Checkpoint {
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("%s, %v: %s", resp.Status, err, raw)
 	}
+	return raw
+}
+
+// checkpoint returns what the Rekor v2 log shows, its signature verified by the key in the trusted root.
+func checkpoint(t *testing.T, s *attestrytest.Server) *log.Checkpoint {
+	t.Helper()
+	raw := note(t, s)
 	trusted, err := root.NewTrustedRootFromJSON(s.TrustedRoot())
 	if err != nil {
 		t.Fatal(err)
@@ -136,6 +146,98 @@ func TestForkedLog(t *testing.T) {
 	if err := included(t, signed, forked); err == nil {
 		t.Error("the entry is in the other tree, too")
 	}
+}
+
+// The proofs of a forked log's entries lead to another tree than the one that the log signed.
+func TestEntriesOfAForkedLog(t *testing.T) {
+	s := attestrytest.Start(t, attestrytest.Options{})
+	s.Fail(attestrytest.ForkedLog)
+	signed := sign(t, s, s.Token(alice))
+	if err := ours(t, s, signed, s.IssuerURL(), alice); verify.ReasonOf(err) != verify.ReasonInclusionInvalid {
+		t.Errorf("ours: %v", err)
+	}
+	if err := theirs(t, s, signed, s.IssuerURL(), alice); err == nil || !strings.Contains(err.Error(), "inclusion") {
+		t.Errorf("sigstore-go: %v", err)
+	}
+	s.Heal(attestrytest.ForkedLog)
+	both(t, s, sign(t, s, s.Token(alice)), s.IssuerURL(), alice)
+}
+
+// submit offers an honest checkpoint to a new witness, which cosigns it, then another, and returns what it answers to that one.
+func submit(t *testing.T, s *attestrytest.Server, honest, then []byte) *httptest.ResponseRecorder {
+	t.Helper()
+	trusted, err := root.NewTrustedRootFromJSON(s.TrustedRoot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys []witness.Key
+	for _, l := range trusted.RekorLogs() {
+		key, err := witness.LogKey("localhost", l.PublicKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, key)
+	}
+	_, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := witness.OpenServer(witness.ServerOptions{
+		Name: "witness.example/w", Key: private, Dir: t.TempDir(), Logs: keys, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	add := func(old string, note []byte) *httptest.ResponseRecorder {
+		answer := httptest.NewRecorder()
+		w.Routes().ServeHTTP(answer, httptest.NewRequest(http.MethodPost, "/add-checkpoint", strings.NewReader("old "+old+"\n\n"+string(note))))
+		return answer
+	}
+	if answer := add("0", honest); answer.Code != http.StatusOK {
+		t.Fatalf("the honest checkpoint: %d %s", answer.Code, answer.Body)
+	}
+	return add(strings.Split(string(then), "\n")[1], then) // a proof from its own size is empty
+}
+
+// A witness that cosigned the honest tree cosigns neither another of its size nor a smaller one.
+func TestAWitnessRefuses(t *testing.T) {
+	for fault, want := range map[attestrytest.Fault]string{
+		attestrytest.ForkedLog:  "a checkpoint of size 2 with another root hash was cosigned before\n",
+		attestrytest.LaggingLog: "2\n", // the size that it holds (c2sp.org/tlog-witness)
+	} {
+		t.Run(string(fault), func(t *testing.T) {
+			s := attestrytest.Start(t, attestrytest.Options{})
+			sign(t, s, s.Token(alice))
+			await(t, s, 1)
+			if fault == attestrytest.LaggingLog {
+				s.Fail(fault)
+			}
+			honest := checkpointOf(t, sign(t, s, s.Token(alice)))
+			if fault == attestrytest.ForkedLog {
+				await(t, s, 2)
+				s.Fail(fault)
+			}
+			if answer := submit(t, s, honest, note(t, s)); answer.Code != http.StatusConflict || answer.Body.String() != want {
+				t.Errorf("the witness answered %d %q, want 409 %q", answer.Code, answer.Body, want)
+			}
+			s.Heal(fault)
+			await(t, s, 2)
+			if answer := submit(t, s, honest, note(t, s)); answer.Code != http.StatusOK {
+				t.Errorf("healed: the witness answered %d %s", answer.Code, answer.Body)
+			}
+		})
+	}
+}
+
+// checkpointOf returns the signed note in a bundle's inclusion proof.
+func checkpointOf(t *testing.T, signed []byte) []byte {
+	t.Helper()
+	var b bundle.Bundle
+	if err := b.UnmarshalJSON(signed); err != nil {
+		t.Fatal(err)
+	}
+	return []byte(b.GetVerificationMaterial().GetTlogEntries()[0].GetInclusionProof().GetCheckpoint().GetEnvelope())
 }
 
 func TestLaggingLog(t *testing.T) {
