@@ -6,17 +6,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"log/slog"
-	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/attestry/attestry/internal/server"
+	"github.com/attestry/attestry/pkg/attestrytest"
 	"github.com/attestry/attestry/pkg/sign"
-	"github.com/attestry/attestry/pkg/stack"
 	"github.com/attestry/attestry/pkg/verify/oci"
 )
 
@@ -41,49 +37,8 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	logger := slog.New(slog.DiscardHandler)
-	s, err := stack.Open(t.Context(), stack.Options{
-		Dir: filepath.Join(t.TempDir(), "data"), Listen: ln.Addr().String(), Logger: logger, Issuer: stack.IssuerLoopback,
-	})
-	if err != nil {
-		ln.Close()
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 2)
-	go func() { ended <- server.Run(ctx, ln, s.Handler(), time.Second, logger) }()
-	go func() { ended <- s.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		for range 2 {
-			if err := <-ended; err != nil {
-				t.Errorf("stopping: %v", err)
-			}
-		}
-		if err := s.Close(); err != nil {
-			t.Errorf("closing: %v", err)
-		}
-	})
-	if err := s.Ready(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	client := filepath.Join(s.Dir(), "client")
-	return &site{
-		t: t, dir: s.Dir(), issuer: s.IssuerURL(),
-		trusted: readFile(t, filepath.Join(client, "trusted_root.json")),
-		config:  readFile(t, filepath.Join(client, "signing_config.v0.2.json")),
-		token: func(email string) string {
-			token, err := s.Token(email)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return token
-		},
-	}
+	s := attestrytest.Start(t, attestrytest.Options{})
+	return &site{t: t, dir: s.Dir, issuer: s.IssuerURL(), trusted: s.TrustedRoot(), config: s.SigningConfig(), token: s.Token}
 }
 
 func readFile(t testing.TB, path string) []byte {
