@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -139,5 +140,110 @@ func TestThrowawayByWrappers(t *testing.T) {
 				t.Errorf("%v: %s", r.err, r)
 			}
 		})
+	}
+}
+
+// TestThrowawayNPM looks at what npm takes of the wrapper.
+func TestThrowawayNPM(t *testing.T) {
+	npm := system(t, "npm", "npm")
+	b := wrapped(t)
+	var packed []struct {
+		Name  string
+		Files []struct{ Path string }
+	}
+	out := b.must(npm, "pack", "--offline", "--dry-run", "--json", b.path("node_modules/attestrytest"))
+	if err := json.Unmarshal([]byte(out), &packed); err != nil || len(packed) != 1 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var files []string
+	for _, f := range packed[0].Files {
+		files = append(files, f.Path)
+	}
+	slices.Sort(files)
+	if want := []string{"index.d.ts", "index.js", "package.json"}; packed[0].Name != "attestrytest" || !slices.Equal(files, want) {
+		t.Errorf("%s has %q, want %q", packed[0].Name, files, want)
+	}
+}
+
+// signsJS is a test's program: it starts an instance, and @sigstore/cli signs there and verifies by its TUF repository alone.
+const signsJS = `const { execFileSync } = require('node:child_process');
+const { writeFileSync } = require('node:fs');
+const { start } = require('attestrytest');
+
+async function main() {
+  const s = await start();
+  try {
+    const digest = { sha256: 'ab'.repeat(32) };
+    writeFileSync('statement.json', JSON.stringify({
+      _type: 'https://in-toto.io/Statement/v1', subject: [{ name: 'blob', digest }], predicateType: 'https://example.com/p', predicate: {},
+    }));
+    const env = { ...process.env, CI: 'true', SIGSTORE_ID_TOKEN: await s.token('alice@example.com') };
+    const sigstore = (...args) => execFileSync(process.env.SIGSTORE, args, { env, stdio: 'pipe' });
+    const verify = (who) => sigstore('verify', '--tuf-mirror-url', s.tufURL, '--tuf-root-path', s.file('root.json'),
+      '--certificate-identity-email', who, '--certificate-issuer', s.issuerURL, 'bundle');
+    sigstore('attest', '--fulcio-url', s.url, '--rekor-url', s.url, '-o', 'bundle', 'statement.json');
+    verify('alice@example.com');
+    let refused = false;
+    try { verify('bob@example.com'); } catch { refused = true; }
+    console.log(refused ? 'verified' : 'verified as anyone');
+  } finally {
+    await s.stop();
+  }
+}
+main();
+`
+
+func TestThrowawaySignsByJS(t *testing.T) {
+	sigstore := client(t, "sigstore-js", "")
+	b := wrapped(t)
+	b.set("SIGSTORE", sigstore)
+	if said := b.must(system(t, "node", "nodejs"), b.file("main.js", signsJS)); said != "verified\n" {
+		t.Errorf("it printed %q", said)
+	}
+}
+
+// signsPython are tests for pytest, with the fixture: sigstore-python signs and verifies.
+const signsPython = `import os
+import subprocess
+
+import pytest
+
+
+def run(sigstore, *args):
+    command = [os.environ["SIGSTORE"], "--trust-config", str(sigstore.file("client_trust_config.json")), *map(str, args)]
+    subprocess.run(command, check=True, env={**os.environ, **sigstore.env})
+
+
+def test_release(sigstore, tmp_path):
+    blob = tmp_path / "blob"
+    blob.write_text("hello")
+    who = ["--cert-oidc-issuer", sigstore.issuer_url, "--cert-identity"]
+    run(sigstore, "sign", "--identity-token", sigstore.token("alice@example.com"), blob)
+    run(sigstore, "verify", "identity", *who, "alice@example.com", blob)
+    with pytest.raises(subprocess.CalledProcessError):
+        run(sigstore, "verify", "identity", *who, "bob@example.com", blob)
+
+
+def test_one_instance(sigstore):
+    assert sigstore.tuf_url == sigstore.url + "/tuf"
+`
+
+// TestThrowawaySignsByPython gives the wrapper the metadata of an installed package, so that pytest finds the fixture by itself.
+func TestThrowawaySignsByPython(t *testing.T) {
+	python := system(t, "python3", "python3")
+	sigstore := client(t, "sigstore-python", "")
+	b := wrapped(t)
+	if r := b.run(python, "-c", "import setuptools, pytest"); r.err != nil {
+		missing(t, false, "setuptools or pytest is not installed; enable with: apt-get install python3-pytest python3-setuptools")
+	}
+	source := b.path("source") // the metadata are written beside what they describe
+	if err := os.CopyFS(source, os.DirFS(filepath.Join(repository, "wrappers/python"))); err != nil {
+		t.Fatal(err)
+	}
+	b.must(python, "-c", "import os, sys, setuptools; os.chdir(sys.argv.pop()); setuptools.setup()", "--quiet", "egg_info", source)
+	b.set("PYTHONPATH", source)
+	b.set("SIGSTORE", sigstore)
+	if out := b.must(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", b.file("test_release.py", signsPython)); !strings.Contains(out, "2 passed") {
+		t.Errorf("pytest: %s", out)
 	}
 }
