@@ -104,6 +104,9 @@ func appendOptions(kind log.Kind, books *bookkeeper, maxOutstanding uint, age ti
 	return opts
 }
 
+// publisherRest is what Tessera's publisher gets at the end to notice it.
+const publisherRest = 10 * time.Millisecond
+
 // closeWait bounds how long Close waits for a file that Tessera is writing.
 const closeWait = 10 * time.Second
 
@@ -117,6 +120,9 @@ func (t *Tree) Close() error {
 	}
 	t.stopped()
 	last := t.books.close()
+	// The last integration has woken the publisher, who may still open its lock file, and would disturb a directory that is being removed.
+	// Nothing tells when it has, so this is a matter of likelihood; no leaf depends on it.
+	time.Sleep(publisherRest)
 	if last == nil {
 		return err
 	}
