@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"sync"
@@ -138,15 +137,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		}
 		return nil
 	}
-	ln, err := net.Listen("tcp", cfg.Listen)
+	ln, ops, err := server.Listen(cfg.Listen, cfg.OpsListen)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return err
 	}
 	defer ln.Close()
-	ops, err := net.Listen("tcp", cfg.OpsListen)
-	if err != nil {
-		return fmt.Errorf("ops-listen: %w", err)
-	}
 	defer ops.Close()
 	secure := tls.NewListener(ln, &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: certificate.GetCertificate})
 	handler := admission.NewHandler(hook, limit.NewBytes(bodiesInFlight, bodiesWait))

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -56,15 +55,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) (result error) {
 	}
 	handler := l.serve(authority)
 	cfg := l.inForce
-	ln, err := net.Listen("tcp", cfg.Listen)
+	ln, ops, err := server.Listen(cfg.Listen, cfg.OpsListen)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return err
 	}
 	defer ln.Close()
-	ops, err := net.Listen("tcp", cfg.OpsListen)
-	if err != nil {
-		return fmt.Errorf("ops-listen: %w", err)
-	}
 	defer ops.Close()
 	g := grpc.NewServer(append(handler.GRPCOptions(), server.GRPCRecover(logger)...)...)
 	handler.RegisterGRPC(g)

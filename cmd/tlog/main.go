@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -75,15 +74,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return nil
 	}
 
-	ln, err := net.Listen("tcp", cfg.Listen)
+	ln, ops, err := server.Listen(cfg.Listen, cfg.OpsListen)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return err
 	}
 	defer ln.Close()
-	ops, err := net.Listen("tcp", cfg.OpsListen)
-	if err != nil {
-		return fmt.Errorf("ops-listen: %w", err)
-	}
 	defer ops.Close()
 	logs, err := stack.OpenLogs(ctx, opts)
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -54,15 +53,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	ln, err := net.Listen("tcp", cfg.Listen)
+	ln, ops, err := server.Listen(cfg.Listen, cfg.OpsListen)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return err
 	}
 	defer ln.Close()
-	ops, err := net.Listen("tcp", cfg.OpsListen)
-	if err != nil {
-		return fmt.Errorf("ops-listen: %w", err)
-	}
 	defer ops.Close()
 	handler := &tsa.Handler{Authority: authority, Logger: logger, Reject400: cfg.Reject400}
 	logger.Info("serving", "listen", ln.Addr().String(), "ops", ops.Addr().String(), "certificate", authority.Chain()[0].Subject.String())

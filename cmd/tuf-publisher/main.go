@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -65,15 +64,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 		return nil
 	}
 
-	ln, err := net.Listen("tcp", cfg.Listen)
+	ln, ops, err := server.Listen(cfg.Listen, cfg.OpsListen)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return err
 	}
 	defer ln.Close()
-	ops, err := net.Listen("tcp", cfg.OpsListen)
-	if err != nil {
-		return fmt.Errorf("ops-listen: %w", err)
-	}
 	defer ops.Close()
 	logger.Info("serving", "listen", ln.Addr().String(), "ops", ops.Addr().String(), "path", trust.Prefix)
 	group, ctx := errgroup.WithContext(ctx)

@@ -8,7 +8,7 @@
 //	head  = "attestry ring 1\n" id(8) key(32) sum(16)                                   sum = SHA-256(what else there is)[:16]
 //	frame = id(8) number(8) before(8) freed(8) length(4) sum(16) payload(length)        sum = HMAC-SHA-256(key, what else there is)[:16]
 //
-// Integers are big endian. id and key are random: whoever chooses bytes of a payload cannot have them taken for a frame. Frames are numbered
+// Integers are big endian. id and key are random and the file is its owner's alone: whoever chooses bytes of a payload cannot have them taken for a frame. Frames are numbered
 // upwards from 1. The frames that the newest one needs are those with numbers above its freed, each found by the before of the one that follows
 // it; all of them must be there, and nothing writes over them. A frame that fails its checksum is one that was overwritten or, if it would
 // be the newest, one that a crash tore before Append returned. A frame that is in nobody's before is one whose Append failed.
@@ -112,7 +112,7 @@ func create(path string, size int64) error {
 	}
 	defer os.Remove(tmp.Name())
 	_, err = tmp.Write(append(newIdent().head(), make([]byte, size-pageBytes)...))
-	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
+	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
 		return err
 	}
 	if err := os.Link(tmp.Name(), path); err != nil {
@@ -210,7 +210,7 @@ func read(path string) ([]byte, error) {
 
 // Create makes a ring with a frame for each payload, no longer than they need, at path, where nothing is yet. It is not synced.
 func Create(path string, payloads [][]byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("making journal: %w", err)
 	}

@@ -65,6 +65,17 @@ func Run(ctx context.Context, ln net.Listener, handler http.Handler, grace time.
 	return nil
 }
 
+// Listen opens the two listeners of a role, by the configuration's keys listen and ops-listen.
+func Listen(listen, opsListen string) (ln, ops net.Listener, err error) {
+	if ln, err = net.Listen("tcp", listen); err != nil {
+		return nil, nil, fmt.Errorf("listen: %w", err)
+	}
+	if ops, err = net.Listen("tcp", opsListen); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("ops-listen: %w", err), ln.Close())
+	}
+	return ln, ops, nil
+}
+
 // Duplex sends gRPC requests to g, a *grpc.Server or what stands before it, and everything else to h. sigstore-java before its HTTP
 // client and go-witness derive the gRPC address from the HTTP URL, so both share one port.
 func Duplex(g, h http.Handler) http.Handler {

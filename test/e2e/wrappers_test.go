@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -230,20 +231,26 @@ def test_one_instance(sigstore):
 
 // TestThrowawaySignsByPython gives the wrapper the metadata of an installed package, so that pytest finds the fixture by itself.
 func TestThrowawaySignsByPython(t *testing.T) {
-	python := system(t, "python3", "python3")
-	sigstore := client(t, "sigstore-python", "")
+	pytest, sigstore := client(t, "pytest", ""), client(t, "sigstore-python", "")
 	b := wrapped(t)
-	if r := b.run(python, "-c", "import setuptools, pytest"); r.err != nil {
-		missing(t, false, "setuptools or pytest is not installed; enable with: apt-get install python3-pytest python3-setuptools")
-	}
-	source := b.path("source") // the metadata are written beside what they describe
+	source := b.path("source")
 	if err := os.CopyFS(source, os.DirFS(filepath.Join(repository, "wrappers/python"))); err != nil {
 		t.Fatal(err)
 	}
-	b.must(python, "-c", "import os, sys, setuptools; os.chdir(sys.argv.pop()); setuptools.setup()", "--quiet", "egg_info", source)
+	// What an installer makes of pyproject.toml.
+	plugin := regexp.MustCompile(`(?m)^\[project\.entry-points\.pytest11\]\n(\w+) = "([\w.]+)"$`).FindStringSubmatch(readFile(t, filepath.Join(source, "pyproject.toml")))
+	if plugin == nil {
+		t.Fatal("pyproject.toml has no plugin for pytest")
+	}
+	info := filepath.Join(source, "attestrytest-0.dist-info")
+	if err := os.Mkdir(info, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(info, "METADATA"), "Metadata-Version: 2.1\nName: attestrytest\nVersion: 0\n")
+	write(t, filepath.Join(info, "entry_points.txt"), "[pytest11]\n"+plugin[1]+" = "+plugin[2]+"\n")
 	b.set("PYTHONPATH", source)
 	b.set("SIGSTORE", sigstore)
-	if out := b.must(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", b.file("test_release.py", signsPython)); !strings.Contains(out, "2 passed") {
+	if out := b.must(pytest, "-q", "-p", "no:cacheprovider", b.file("test_release.py", signsPython)); !strings.Contains(out, "2 passed") {
 		t.Errorf("pytest: %s", out)
 	}
 }
