@@ -256,7 +256,7 @@ func (m *metrics) reviewed(webhook string, r *request, decision string, cached b
 		return
 	}
 	resource := other
-	if _, known := templates[kind{Group: r.Kind.Group, Kind: r.Kind.Kind}]; known {
+	if _, known := policy.PodSpec(r.Kind.Group, r.Kind.Kind); known {
 		resource = r.Kind.Kind
 	}
 	m.reviews.WithLabelValues(r.Operation, resource, decision).Inc()

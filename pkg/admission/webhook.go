@@ -171,7 +171,7 @@ func (w *Webhook) look(r *request) (*Workload, []use, Mode, error) {
 	if mode == Off {
 		return nil, nil, Off, nil
 	}
-	if _, known := pathOf(r.Kind); !known && r.SubResource != "" {
+	if _, known := policy.PodSpec(r.Kind.Group, r.Kind.Kind); !known && r.SubResource != "" {
 		return nil, nil, mode, nil // a Binding, an Eviction: they run nothing
 	}
 	if r.Object == nil {
@@ -182,7 +182,7 @@ func (w *Webhook) look(r *request) (*Workload, []use, Mode, error) {
 		return nil, nil, mode, err
 	}
 	workload.Namespace = r.Namespace
-	if workload.ending {
+	if workload.ending && r.Operation == "UPDATE" { // what is created does not end: the API server takes such a mark away
 		return workload, nil, mode, nil
 	}
 	var before *Workload

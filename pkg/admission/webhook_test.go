@@ -193,6 +193,7 @@ func TestReviews(t *testing.T) {
 		"scaling down with a new image":  {review: reviewOf("apps", "Deployment", "deployments", "", "UPDATE", "enforce", `"spec":{"replicas":1,"template":{"spec":{`+containers(bad)+`}}}`, `"spec":{"replicas":3,"template":{"spec":{`+containers(good)+`}}}`), denied: "SBOM", status: 403},
 		"only what is new is judged":     {review: reviewOf("", "Pod", "pods", "", "UPDATE", "enforce", pod(bad, good), pod(bad))},
 		"an ending pod":                  {review: strings.Replace(reviewOf("", "Pod", "pods", "", "UPDATE", "enforce", pod(bad), pod(good)), `"creationTimestamp":null`, `"creationTimestamp":null,"deletionTimestamp":"2026-11-26T12:00:00Z"`, 1)},
+		"a pod made as ending":           {review: strings.Replace(reviewOf("", "Pod", "pods", "", "CREATE", "enforce", pod(bad), ""), `"creationTimestamp":null`, `"creationTimestamp":null,"deletionTimestamp":"2026-11-26T12:00:00Z"`, 1), denied: "SBOM", status: 403},
 		"mode warn":                      {review: reviewOf("", "Pod", "pods", "", "CREATE", "warn", pod(bad), ""), warning: "SBOM", reasons: "sbom/predicate-missing"},
 		"mode audit":                     {review: reviewOf("", "Pod", "pods", "", "CREATE", "audit", pod(bad), ""), reasons: "sbom/predicate-missing"},
 		"a namespace without a label":    {review: reviewOf("", "Pod", "pods", "", "CREATE", "", pod(bad), ""), denied: "SBOM", status: 403},

@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"github.com/attestry/attestry/internal/fault"
+	"github.com/attestry/attestry/pkg/policy"
 )
 
 // Bounds of a workload. The API server's 3 MiB for one object have room for more, which nobody runs.
@@ -37,34 +38,9 @@ type use struct {
 	Image string // the reference as it is written
 }
 
-// templates is where a kind has its pod's specification.
-var templates = map[kind][]string{ // Version is left empty: the layout is the same in all of them
-	{Kind: "Pod"}:                        {"spec"},
-	{Kind: "PodTemplate"}:                {"template", "spec"},
-	{Kind: "ReplicationController"}:      {"spec", "template", "spec"},
-	{Group: "apps", Kind: "Deployment"}:  {"spec", "template", "spec"},
-	{Group: "apps", Kind: "ReplicaSet"}:  {"spec", "template", "spec"},
-	{Group: "apps", Kind: "StatefulSet"}: {"spec", "template", "spec"},
-	{Group: "apps", Kind: "DaemonSet"}:   {"spec", "template", "spec"},
-	{Group: "batch", Kind: "Job"}:        {"spec", "template", "spec"},
-	{Group: "batch", Kind: "CronJob"}:    {"spec", "jobTemplate", "spec", "template", "spec"},
-}
-
-// anyTemplate is where kinds that Kubernetes does not define have theirs, if they have one.
-var anyTemplate = []string{"spec", "template", "spec"}
-
-// pathOf returns where a kind has its pod's specification, and whether that is certain.
-func pathOf(k kind) (path []string, known bool) {
-	path, known = templates[kind{Group: k.Group, Kind: k.Kind}]
-	if !known {
-		path = anyTemplate
-	}
-	return path, known
-}
-
 // parseWorkload reads an object of kind k. Errors are fault.Denied: what is not understood does not run.
 func parseWorkload(k kind, raw json.RawMessage) (*Workload, error) {
-	path, known := pathOf(k)
+	path, known := policy.PodSpec(k.Group, k.Kind)
 	w := &Workload{}
 	pod, err := w.read(path, raw)
 	switch {

@@ -145,20 +145,34 @@ func newObject(kind, apiVersion string, fields map[string]any) (*Object, error) 
 	return o, nil
 }
 
-// podSpecs are where kinds have the specification of their pods; others have it, if at all, where a Deployment has.
+// podSpecs are where kinds of Kubernetes have the specification of their pods, by group and kind; versions differ in nothing there.
 var podSpecs = map[string][]string{
-	"/Pod":          {"spec"},
-	"/PodTemplate":  {"template", "spec"},
-	"batch/CronJob": {"spec", "jobTemplate", "spec", "template", "spec"},
+	"/Pod":                   {"spec"},
+	"/PodTemplate":           {"template", "spec"},
+	"/ReplicationController": podTemplate,
+	"apps/Deployment":        podTemplate,
+	"apps/ReplicaSet":        podTemplate,
+	"apps/StatefulSet":       podTemplate,
+	"apps/DaemonSet":         podTemplate,
+	"batch/Job":              podTemplate,
+	"batch/CronJob":          {"spec", "jobTemplate", "spec", "template", "spec"},
+}
+
+var podTemplate = []string{"spec", "template", "spec"}
+
+// PodSpec returns where a kind has the specification of its pods, and whether that is certain: kinds that Kubernetes does not define have
+// it, if at all, where a Deployment has.
+func PodSpec(group, kind string) (path []string, certain bool) {
+	if path, certain = podSpecs[group+"/"+kind]; !certain {
+		path = podTemplate
+	}
+	return path, certain
 }
 
 // Uses returns all places where the object runs an image: containers, init and ephemeral containers, volumes that are images. runs is
 // false for an object that makes no pods.
 func (o *Object) Uses() (uses []Use, runs bool, err error) {
-	path, known := podSpecs[o.Group+"/"+o.Kind]
-	if !known {
-		path = []string{"spec", "template", "spec"}
-	}
+	path, known := PodSpec(o.Group, o.Kind)
 	var pod any = o.fields
 	for _, name := range path {
 		fields, ok := pod.(map[string]any)
