@@ -45,8 +45,8 @@ func newResolver(o Options) (*resolver, error) {
 // digest resolves a tag with the credentials of w.
 func (r *resolver) digest(ctx context.Context, ref reference, sources Sources, w *Workload) (string, error) {
 	key := fmt.Sprintf("%s:%s", ref.Name, ref.Tag)
-	if found, ok := r.known.Get(key); ok && found.err == nil && r.now().Before(found.until) {
-		return found.digest, nil
+	if digest, ok := r.pinned(key); ok {
+		return digest, nil
 	}
 	flight := fmt.Sprintf("%s %q %q %q", key, w.Namespace, w.ServiceAccount, w.PullSecrets)
 	result := r.flights.DoChan(flight, func() (_ any, err error) {
@@ -58,6 +58,9 @@ func (r *resolver) digest(ctx context.Context, ref reference, sources Sources, w
 				r.known.Add(key, resolved{err: err, until: r.now().Add(pairing)})
 			}
 		}()
+		if digest, ok := r.pinned(key); ok { // a flight ended between the look above and this one
+			return digest, nil
+		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flightTime)
 		defer cancel()
 		var digest string
@@ -91,6 +94,12 @@ func (r *resolver) digest(ctx context.Context, ref reference, sources Sources, w
 	case <-ctx.Done():
 		return "", fault.New(fault.Unavailable, "deadline", ctx.Err(), "resolving %s timed out; try again", ref.Written)
 	}
+}
+
+// pinned returns the digest that a tag was resolved to a moment ago.
+func (r *resolver) pinned(key string) (digest string, ok bool) {
+	found, ok := r.known.Get(key)
+	return found.digest, ok && found.err == nil && r.now().Before(found.until)
 }
 
 // why returns the reason for which the tag has no digest, if it was asked for a moment ago.

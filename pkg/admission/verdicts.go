@@ -122,9 +122,9 @@ func (c *verdictCache) get(ctx context.Context, q *question) (v policy.Verdict, 
 		return policy.Verdict{}, false, late(err)
 	}
 	key := q.key()
-	if e, ok := c.entries.Get(key); ok && c.now().Before(e.until) {
+	if v, ok := c.remembered(key); ok {
 		c.metrics.cache(true)
-		return e.verdict, true, nil
+		return v, true, nil
 	}
 	c.metrics.cache(false)
 	result := c.flights.DoChan(q.flight(key), func() (_ any, err error) {
@@ -133,6 +133,9 @@ func (c *verdictCache) get(ctx context.Context, q *question) (v policy.Verdict, 
 				err = fault.New(fault.Internal, "verification_panic", fmt.Errorf("%v", p), "the image could not be judged")
 			}
 		}()
+		if v, ok := c.remembered(key); ok { // a flight ended between the look above and this one
+			return v, nil
+		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flightTime)
 		defer cancel()
 		var v policy.Verdict
@@ -159,6 +162,11 @@ func (c *verdictCache) get(ctx context.Context, q *question) (v policy.Verdict, 
 	case <-ctx.Done():
 		return policy.Verdict{}, false, late(ctx.Err())
 	}
+}
+
+func (c *verdictCache) remembered(key [32]byte) (policy.Verdict, bool) {
+	e, ok := c.entries.Get(key)
+	return e.verdict, ok && c.now().Before(e.until)
 }
 
 func late(err error) error {
