@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/attestry/attestry/internal/signer"
@@ -107,11 +108,16 @@ func initialize(ctx context.Context, s store, o Options) (Made, error) {
 	if err := o.given(known); err != nil {
 		return made, err
 	}
+	// What was published first: a key that others were told of is never made anew.
+	published, err := s.load(ctx, public)
+	if err != nil {
+		return made, err
+	}
 	for _, role := range Roles() {
 		if slices.Contains(o.Skip, role) {
 			continue
 		}
-		files, names, err := o.ensure(ctx, s, role)
+		files, names, err := o.ensure(ctx, s, role, published)
 		if err != nil {
 			return made, err
 		}
@@ -131,7 +137,7 @@ func initialize(ctx context.Context, s store, o Options) (Made, error) {
 }
 
 // ensure returns the files of role, made and stored as far as they were missing.
-func (o Options) ensure(ctx context.Context, s store, role Role) (Files, []string, error) {
+func (o Options) ensure(ctx context.Context, s store, role Role, published Files) (Files, []string, error) {
 	release, err := s.lock(role)
 	if err != nil {
 		return nil, nil, err
@@ -142,7 +148,7 @@ func (o Options) ensure(ctx context.Context, s store, role Role) (Files, []strin
 		if err != nil {
 			return nil, nil, err
 		}
-		all, names, err := o.complete(role, have, func(file string) string { return s.name(role, file) })
+		all, names, err := o.complete(s, role, have, published)
 		if err != nil || len(names) == 0 {
 			return all, nil, err
 		}
@@ -155,9 +161,9 @@ func (o Options) ensure(ctx context.Context, s store, role Role) (Files, []strin
 }
 
 // complete returns have with what role lacks, and the names of that in the order in which it must be stored: a key before
-// what speaks of it. What is there must be whole and belong together.
-func (o Options) complete(role Role, have Files, name func(string) string) (Files, []string, error) {
-	b := batch{all: maps.Clone(have), name: name}
+// what speaks of it. What is there must be whole and belong together, and what is published must not lack its key.
+func (o Options) complete(s store, role Role, have, published Files) (Files, []string, error) {
+	b := batch{all: maps.Clone(have), published: published, store: s, role: role}
 	if b.all == nil {
 		b.all = Files{}
 	}
@@ -189,15 +195,21 @@ func (o Options) complete(role Role, have Files, name func(string) string) (File
 
 // batch is the files of a role while they are completed.
 type batch struct {
-	all  Files
-	made []string
-	name func(string) string
+	all, published Files
+	made           []string
+	store          store
+	role           Role
 }
 
-// key returns the key name, made when it is missing.
-func (b *batch) key(name string) (crypto.Signer, error) {
+func (b *batch) name(file string) string { return b.store.name(b.role, file) }
+
+// key returns the key name, made when it is missing. half is what is published of it.
+func (b *batch) key(name, half string) (crypto.Signer, error) {
 	text, ok := b.all[name]
 	if !ok {
+		if b.published[half] != nil {
+			return nil, fmt.Errorf("%s is missing, and %s speaks of it: a new key would not be that one; bring it back, or skip a role whose keys are elsewhere", b.name(name), b.store.name(public, half))
+		}
 		key, err := signer.New(signer.P256)
 		if err != nil {
 			return nil, err
@@ -222,16 +234,18 @@ func (b *batch) certified(keyName, chainName string, check func([]byte, crypto.P
 	if hasChain && !hasKey {
 		return fmt.Errorf("%s is missing, and %s is there: a new key would not be the one of its chain; bring the key back", b.name(keyName), b.name(chainName))
 	}
-	key, err := b.key(keyName)
+	key, err := b.key(keyName, chainName)
 	if err != nil {
 		return err
 	}
 	if !hasChain {
-		chain, err := create(key)
-		if err != nil {
-			return fmt.Errorf("%s: %w", b.name(chainName), err)
+		if text = b.published[chainName]; text == nil {
+			chain, err := create(key)
+			if err != nil {
+				return fmt.Errorf("%s: %w", b.name(chainName), err)
+			}
+			text = encode(chain)
 		}
-		text = encode(chain)
 		b.all[chainName] = text
 		b.made = append(b.made, chainName)
 	}
@@ -242,10 +256,14 @@ func (b *batch) certified(keyName, chainName string, check func([]byte, crypto.P
 }
 
 // distinct completes P-256 keys, of which no two may be the same: a log is known by its key, and so is a signer of TUF metadata.
+// They are stored in order, so a run that was killed lacks the last ones; one that is missing before others was taken away.
 func (b *batch) distinct(names ...string) error {
 	seen := map[string]string{}
-	for _, name := range names {
-		key, err := b.key(name)
+	for i, name := range names {
+		if later := slices.IndexFunc(names[i+1:], func(n string) bool { return b.all[n] != nil }); b.all[name] == nil && later >= 0 {
+			return fmt.Errorf("%s is missing, and %s, which was made after it, is there: a new key would not be that one; bring it back, or skip a role whose keys are elsewhere", b.name(name), b.name(names[i+1+later]))
+		}
+		key, err := b.key(name, strings.TrimSuffix(name, ".pem")+".pub")
 		if err != nil {
 			return err
 		}

@@ -93,36 +93,34 @@ func TestARoleGetsWhatItsProgramOpens(t *testing.T) {
 	}
 }
 
-// TestARunThatWasKilledIsFinished takes any one file away, as if the run had ended before it, and in the case of a key what
-// came after it, too.
+// TestARunThatWasKilledIsFinished ends a run before each of its files.
 func TestARunThatWasKilledIsFinished(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := Init(t.Context(), dir, Options{}); err != nil {
 		t.Fatal(err)
 	}
 	whole := tree(t, dir)
-	for name := range whole {
+	var order []string
+	for _, role := range append(Roles(), public) {
+		for _, file := range filesOf(role) {
+			order = append(order, string(role)+"/"+file)
+		}
+	}
+	if len(order) != len(whole) {
+		t.Fatalf("%d files, want %d", len(whole), len(order))
+	}
+	for i, name := range order {
 		t.Run(name, func(t *testing.T) {
 			torn := t.TempDir()
 			if err := os.CopyFS(torn, os.DirFS(dir)); err != nil {
 				t.Fatal(err)
 			}
-			gone := map[string]bool{name: true}
-			role, file, _ := strings.Cut(name, "/")
-			if chain := strings.TrimSuffix(name, ".pem") + "-chain.pem"; whole[chain] != "" { // a key is stored first
-				gone[chain] = true
-			}
-			for path := range whole { // the public half is stored last
-				public := strings.TrimSuffix(file, ".pem")
-				if strings.HasPrefix(path, "public/") && role != "public" && (strings.Contains(path, "/"+public+".") || strings.Contains(path, "/"+role+"-")) {
-					gone[path] = true
-				}
-			}
-			for path := range gone {
+			for _, path := range order[i:] {
 				if err := os.Remove(filepath.Join(torn, path)); err != nil {
 					t.Fatal(err)
 				}
 			}
+			role, _, _ := strings.Cut(name, "/")
 			if err := os.WriteFile(filepath.Join(torn, role, ".tmp-key-1"), []byte("half"), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -133,13 +131,35 @@ func TestARunThatWasKilledIsFinished(t *testing.T) {
 			if len(after) != len(whole) {
 				t.Errorf("%d files, want %d: %v", len(after), len(whole), slices.Sorted(maps.Keys(after)))
 			}
-			for path, text := range whole {
-				if !gone[path] && after[path] != text {
+			for _, path := range order[:i] {
+				if after[path] != whole[path] {
 					t.Errorf("%s was changed", path)
 				}
 			}
 			if role == public && after[name] != whole[name] {
 				t.Errorf("%s does not follow from the keys", name)
+			}
+		})
+	}
+}
+
+// TestWhatFollowsIsBroughtBack: chains and public halves are nobody's secret, and stand twice.
+func TestWhatFollowsIsBroughtBack(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Init(t.Context(), dir, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	whole := tree(t, dir)
+	for name := range whole {
+		if !isPublic(filepath.Base(name)) {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Init(t.Context(), dir, Options{}); err != nil || !maps.Equal(tree(t, dir), whole) {
+				t.Errorf("%v: not as before", err)
 			}
 		})
 	}
@@ -159,6 +179,10 @@ func TestWhatDoesNotFitIsNamed(t *testing.T) {
 		{"a key that was cut off", "tlog/ct.pem", mine["tlog/ct.pem"][:60], "tlog/ct.pem: it is not a whole PEM file"},
 		{"an empty key", "tuf/online.pem", "", "tuf/online.pem: it holds no private key"},
 		{"a chain without its key", "ca/ca.pem", "-", "ca/ca.pem is missing, and "},
+		{"a lost log key", "tlog/rekor2.pem", "-", "tlog/rekor2.pem is missing, and "},
+		{"a lost key of the first log", "tlog/ct.pem", "-", "tlog/ct.pem is missing, and "},
+		{"a lost TSA key", "tsa/tsa.pem", "-", "tsa/tsa.pem is missing, and "},
+		{"a root key that was taken away", "tuf/root-1.pem", "-", "tuf/root-1.pem is missing, and "},
 		{"one key for two logs", "tlog/rekor2.pem", mine["tlog/rekor1.pem"], "tlog/rekor2.pem are the same key"},
 		{"an endless file", "tlog/ct.pem", strings.Repeat("\n", maxFile+1), "ct.pem: over"},
 		{"a log with another key than was published", "tlog/rekor1.pem", theirs["tlog/rekor1.pem"], "public/rekor1.pub is not of the key that is there now"},
@@ -179,6 +203,28 @@ func TestWhatDoesNotFitIsNamed(t *testing.T) {
 			before := tree(t, dir)
 			if _, err := Init(t.Context(), dir, Options{}); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v\nwant %s", err, tt.want)
+			}
+			if !maps.Equal(before, tree(t, dir)) {
+				t.Error("something was written")
+			}
+		})
+	}
+}
+
+// TestALostRoleIsNotMadeAnew: its clients were told of the keys that are gone.
+func TestALostRoleIsNotMadeAnew(t *testing.T) {
+	for _, role := range []Role{CA, TLog, TSA} {
+		t.Run(string(role), func(t *testing.T) {
+			dir := t.TempDir()
+			if _, err := Init(t.Context(), dir, Options{}); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.RemoveAll(filepath.Join(dir, string(role))); err != nil {
+				t.Fatal(err)
+			}
+			before := tree(t, dir)
+			if _, err := Init(t.Context(), dir, Options{}); err == nil || !strings.Contains(err.Error(), "bring it back") {
+				t.Errorf("%v", err)
 			}
 			if !maps.Equal(before, tree(t, dir)) {
 				t.Error("something was written")

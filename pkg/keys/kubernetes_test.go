@@ -209,7 +209,7 @@ func TestSecretsOfANamespace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, names, err := (Options{}).complete(role, files, func(f string) string { return f }); err != nil || len(names) != 0 {
+		if _, names, err := (Options{}).complete(s, role, files, nil); err != nil || len(names) != 0 {
 			t.Errorf("%s: lacks %v, %v", role, names, err)
 		}
 		if err := derive(role, files, known); err != nil {
@@ -251,6 +251,7 @@ func TestSecretsOfANamespace(t *testing.T) {
 		{"a swapped key of the CA", "ca", patch("ca.pem", text), "Secret sigstore/x-ca, ca-chain.pem: "},
 		{"a Secret that lost a key", "tuf", `{"data":{"online.pem":null}}`, "Secret sigstore/x-tuf, online.pem is missing, and what is there is never changed"},
 		{"an emptied Secret", "tsa", `{"data":null}`, "Secret sigstore/x-tsa, data is empty"},
+		{"a Secret that was deleted", "tlog", "", "Secret sigstore/x-tlog, ct.pem is missing, and ConfigMap sigstore/x-public, ct.pub speaks of it"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := "/api/v1/namespaces/sigstore/secrets/x-" + tt.role
@@ -258,11 +259,17 @@ func TestSecretsOfANamespace(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			a.send(http.MethodPatch, path, tt.patch)
+			if tt.patch == "" {
+				a.send(http.MethodDelete, path, "")
+			} else {
+				a.send(http.MethodPatch, path, tt.patch)
+			}
 			if _, err := InitKubernetes(t.Context(), pod, "x", Options{}); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v, want %s", err, tt.want)
 			}
-			a.send(http.MethodDelete, path, "")
+			if tt.patch != "" {
+				a.send(http.MethodDelete, path, "")
+			}
 			if err := s.add(context.WithoutCancel(t.Context()), Role(tt.role), names(before), before); err != nil {
 				t.Fatal(err)
 			}
